@@ -1,0 +1,407 @@
+"""The frames between the server and a child, both directions (docs/worker-protocol.md), without I/O.
+
+    frame   = size: uint32 little endian, at most MAX_PAYLOAD; payload: size bytes
+    payload = one BARE message, exactly: a Request towards the child, a Response from it
+
+Three ways to read, each rejecting an oversized length before a byte of its payload is wanted:
+`decode_request`/`decode_response` take one whole payload; `FrameReader` cuts a byte stream into payloads;
+`ResponseReader` is what an HTTP worker reads a child with: small responses come whole, large ones in pieces.
+A reader returns what it has, raises FrameError, or says "need more" by returning nothing; after a FrameError it is spent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from poolparty.errors import FrameError
+from poolparty.wire.bare import UINT, decode_string, decode_uint, decode_uint_tail, encode_string, encode_uint
+
+MAX_PAYLOAD = 0x7FFFFFFF
+"""The largest payload, in bytes (the original's limit: its size field is read as a signed number elsewhere)."""
+
+WHOLE_RESPONSE = 64 * 1024
+"""Up to this payload size a response is handed over whole; beyond it in pieces as they arrive."""
+
+MAX_RESPONSE_HEAD = 1024 * 1024
+"""A response's status and headers must be complete within so many bytes: Go's and Node's peers allow 1 MiB or less."""
+
+HTTP_REQUEST, HEALTH_CHECK_REQUEST = range(2)
+HTTP_RESPONSE, READY, HEALTH_REPLY = range(3)
+
+HEALTH_CHECK = b"\x01\x00\x00\x00\x01"
+"""The frame of a HealthCheckRequest."""
+
+
+@dataclass(frozen=True, slots=True)
+class HTTPRequest:
+    """One request as a child sees it. Texts are UTF-8 bytes; headers in order, names in canonical case."""
+
+    remote_address: bytes
+    uri: bytes
+    method: bytes
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class HealthCheckRequest:
+    """Answered by HealthReply if the child announced `health-reply`, else by nothing."""
+
+
+@dataclass(slots=True, eq=False)
+class ResponseHead:
+    """Status and headers of an HTTPResponse, undecoded and unchecked: a child may write anything in them.
+
+    One object may serve many responses (ResponseReader reuses it when the bytes repeat); `rendered` is
+    where the HTTP worker keeps what it made of it.
+    """
+
+    status: int
+    headers: list[tuple[bytes, list[bytes]]]
+    rendered: object = None
+
+
+@dataclass(frozen=True, slots=True)
+class HTTPResponse:
+    """One whole response. body is bytes or a view into the buffer it was read from."""
+
+    head: ResponseHead
+    body: bytes | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseStart:
+    """The head of a large response; its body of `body_size` bytes follows as ResponsePieces."""
+
+    head: ResponseHead
+    body_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class ResponsePiece:
+    """The next bytes of a large response's body; `last` on the final one."""
+
+    data: bytes | memoryview
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A child has loaded its application and names the features it will use."""
+
+    features: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HealthReply:
+    """A child's answer to a HealthCheckRequest."""
+
+    ok: bool
+    message: str
+
+
+Request = HTTPRequest | HealthCheckRequest
+Response = HTTPResponse | Ready | HealthReply
+ResponseEvent = Response | ResponseStart | ResponsePiece
+
+
+# --- towards the child -------------------------------------------------------------------------------------
+
+
+def frame(payload: bytes) -> bytes:
+    """Put the size before a payload. FrameError beyond MAX_PAYLOAD."""
+    return _size_field(len(payload)) + payload
+
+
+def request_head(
+    remote_address: bytes, uri: bytes, method: bytes, headers: dict[bytes, bytes], body_size: int
+) -> bytes:
+    """Everything of an HTTPRequest's frame that stands before its body's bytes.
+
+    remote_address, method and the names in `headers` are BARE strings already (encode_string): they repeat
+    from request to request and are encoded once. FrameError if the frame would exceed MAX_PAYLOAD.
+    """
+    size = len(uri)
+    parts = [b"\0", remote_address, UINT[size] if size < 128 else encode_uint(size), uri, method]
+    append = parts.append
+    count = len(headers)
+    append(UINT[count] if count < 128 else encode_uint(count))
+    for name, value in headers.items():
+        append(name)
+        size = len(value)
+        append(UINT[size] if size < 128 else encode_uint(size))
+        append(value)
+    append(UINT[body_size] if body_size < 128 else encode_uint(body_size))
+    head = b"".join(parts)
+    return _size_field(len(head) + body_size) + head
+
+
+def encode_request(request: Request) -> bytes:
+    """The whole frame of a request."""
+    if isinstance(request, HealthCheckRequest):
+        return HEALTH_CHECK
+    return frame(
+        b"".join(
+            (
+                UINT[HTTP_REQUEST],
+                encode_string(request.remote_address),
+                encode_string(request.uri),
+                encode_string(request.method),
+                encode_uint(len(request.headers)),
+                *(encode_string(name) + encode_string(value) for name, value in request.headers),
+                encode_string(request.body),
+            )
+        )
+    )
+
+
+def decode_request(payload: bytes) -> Request:
+    """Read a request's payload. FrameError: unknown tag, a length beyond the payload, trailing bytes."""
+    try:
+        tag, at = decode_uint(payload, 0)
+        if tag == HEALTH_CHECK_REQUEST:
+            _expect_end(payload, at)
+            return HealthCheckRequest()
+        if tag != HTTP_REQUEST:
+            raise FrameError(f"a request has the unknown tag {tag}")
+        remote_address, at = decode_string(payload, at)
+        uri, at = decode_string(payload, at)
+        method, at = decode_string(payload, at)
+        count, at = decode_uint(payload, at)
+        headers = []
+        for _ in range(count):
+            name, at = decode_string(payload, at)
+            value, at = decode_string(payload, at)
+            headers.append((name, value))
+        body, at = decode_string(payload, at)
+    except IndexError:
+        raise FrameError("a request ends before its message does") from None
+    _expect_end(payload, at)
+    return HTTPRequest(remote_address, uri, method, headers, body)
+
+
+# --- from the child ----------------------------------------------------------------------------------------
+
+
+def encode_response(response: Response) -> bytes:
+    """The whole frame of a response."""
+    if isinstance(response, Ready):
+        names = [encode_string(name.encode()) for name in response.features]
+        return frame(UINT[READY] + encode_uint(len(names)) + b"".join(names))
+    if isinstance(response, HealthReply):
+        return frame(UINT[HEALTH_REPLY] + UINT[response.ok] + encode_string(response.message.encode()))
+    parts = [UINT[HTTP_RESPONSE], encode_uint(response.head.status), encode_uint(len(response.head.headers))]
+    for name, values in response.head.headers:
+        parts += (encode_string(name), encode_uint(len(values)), *map(encode_string, values))
+    parts += (encode_uint(len(response.body)), bytes(response.body))
+    return frame(b"".join(parts))
+
+
+def decode_response(payload: bytes) -> Response:
+    """Read a response's payload. FrameError: unknown tag, a length beyond the payload, trailing bytes."""
+    if payload[:1] == b"\0":
+        decoded = _decode_head(payload, 0, len(payload))
+        if decoded is None:
+            raise FrameError("a response ends before its message does")
+        head, _, body_at = decoded
+        return HTTPResponse(head, payload[body_at:])
+    try:
+        return _decode_other(payload)
+    except IndexError:
+        raise FrameError("a response ends before its message does") from None
+
+
+def _decode_other(payload: bytes) -> Ready | HealthReply:
+    tag, at = decode_uint(payload, 0)
+    if tag == READY:
+        count, at = decode_uint(payload, at)
+        names = []
+        for _ in range(count):
+            name, at = decode_string(payload, at)
+            names.append(_text(name))
+        _expect_end(payload, at)
+        return Ready(tuple(names))
+    if tag == HEALTH_REPLY:
+        ok = payload[at]
+        if ok > 1:
+            raise FrameError(f"a health reply's bool is {ok}")
+        message, at = decode_string(payload, at + 1)
+        _expect_end(payload, at)
+        return HealthReply(ok == 1, _text(message))
+    raise FrameError(f"a response has the unknown tag {tag}")
+
+
+def _decode_head(buf: bytes, start: int, end: int) -> tuple[ResponseHead, int, int] | None:
+    """Read an HTTPResponse up to its body: (head, where the body's length stands, where the body starts).
+
+    The payload is buf[start:end] and buf may end earlier: then None says that more is needed. No string's end is
+    checked where it is cut: running off the end shows at the next length, and the body's must end at `end`.
+    """
+    try:
+        at = start + 1
+        status = buf[at]
+        at += 1
+        if status > 127:
+            status, at = decode_uint_tail(buf, at, status)
+        count = buf[at]
+        at += 1
+        if count > 127:
+            count, at = decode_uint_tail(buf, at, count)
+        headers = []
+        while count:
+            count -= 1
+            size = buf[at]
+            at += 1
+            if size > 127:
+                size, at = decode_uint_tail(buf, at, size)
+            name = buf[at : at + size]
+            at += size
+            size = buf[at]
+            at += 1
+            if size > 127:
+                size, at = decode_uint_tail(buf, at, size)
+            values = []
+            for _ in range(size):
+                size = buf[at]
+                at += 1
+                if size > 127:
+                    size, at = decode_uint_tail(buf, at, size)
+                values.append(buf[at : at + size])
+                at += size
+            headers.append((name, values))
+        length_at = at
+        size, at = decode_uint(buf, at)
+    except IndexError:
+        if len(buf) >= end:
+            raise FrameError("a response ends before its message does") from None
+        if len(buf) - start > MAX_RESPONSE_HEAD:
+            raise FrameError(f"a response's headers go beyond {MAX_RESPONSE_HEAD} bytes") from None
+        return None
+    if at + size != end:
+        raise FrameError("a response's body does not end where its frame does")
+    return ResponseHead(status, headers), length_at, at
+
+
+class FrameReader:
+    """Cuts a byte stream into payloads."""
+
+    def __init__(self, limit: int = MAX_PAYLOAD) -> None:
+        self._limit = limit
+        self._buf = bytearray()
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes of the stream."""
+        self._buf += data
+
+    def next_payload(self) -> bytes | None:
+        """The next whole payload, or None: need more. FrameError as soon as a length is over the limit."""
+        buf = self._buf
+        if len(buf) < 4:
+            return None
+        size = int.from_bytes(buf[:4], "little")
+        if size > self._limit:
+            raise FrameError(f"a frame of {size} bytes is over the limit of {self._limit}")
+        if len(buf) < 4 + size:
+            return None
+        payload = bytes(buf[4 : 4 + size])
+        del buf[: 4 + size]
+        return payload
+
+    def __len__(self) -> int:
+        """Bytes that were fed and not returned yet."""
+        return len(self._buf)
+
+
+@dataclass(slots=True)
+class ResponseReader:
+    """Reads one child's responses for an HTTP worker: feed what was read, get the events it completes.
+
+    Between events it holds less than one head and one small response; a large body passes through.
+    """
+
+    _pending: bytes = b""
+    _body_left: int = 0
+    _last: bytes = b"\xff"
+    _last_head: ResponseHead = field(default_factory=lambda: ResponseHead(0, []))
+
+    @property
+    def idle(self) -> bool:
+        """Whether it stands between two responses."""
+        return not self._body_left and not self._pending
+
+    def feed(self, data: bytes) -> Iterable[ResponseEvent]:
+        """Events in order. FrameError: the framing is broken; what came before it is lost with the child."""
+        if not self._pending and not self._body_left and len(data) > 5:
+            # The path of nearly every response: one read, one frame, the head of the response before it.
+            end = 4 + int.from_bytes(data[:4], "little")
+            if end == len(data) <= WHOLE_RESPONSE and data.startswith(self._last, 4):
+                at = 4 + len(self._last)
+                try:
+                    size, at = decode_uint(data, at)
+                except IndexError:
+                    raise FrameError("a response ends before its message does") from None
+                if at + size != end:
+                    raise FrameError("a response's body does not end where its frame does")
+                return (HTTPResponse(self._last_head, memoryview(data)[at:]),)
+        return self._feed(data)
+
+    def _feed(self, data: bytes) -> list[ResponseEvent]:
+        events: list[ResponseEvent] = []
+        if self._body_left:
+            piece, data = memoryview(data)[: self._body_left], data[self._body_left :]
+            self._body_left -= len(piece)
+            events.append(ResponsePiece(piece, not self._body_left))
+        if self._pending:
+            data = self._pending + data
+            self._pending = b""
+        at = 0
+        while len(data) - at >= 4:
+            size = int.from_bytes(data[at : at + 4], "little")
+            if size > MAX_PAYLOAD:
+                raise FrameError(f"a frame of {size} bytes is over the limit of {MAX_PAYLOAD}")
+            if size == 0:
+                raise FrameError("a frame is empty")
+            start, end = at + 4, at + 4 + size
+            whole = end <= len(data)
+            if not whole and (size <= WHOLE_RESPONSE or start == len(data)):
+                break
+            if data[start] != HTTP_RESPONSE:
+                if size > WHOLE_RESPONSE:
+                    raise FrameError(f"a frame of {size} bytes has the tag {data[start]}")
+                events.append(decode_response(data[start:end]))
+            else:
+                decoded = _decode_head(data, start, end)
+                if decoded is None:
+                    break
+                head, length_at, body_at = decoded
+                self._last, self._last_head = data[start:length_at], head
+                if whole:
+                    events.append(HTTPResponse(head, memoryview(data)[body_at:end]))
+                else:
+                    have = memoryview(data)[body_at:]
+                    self._body_left = end - len(data)
+                    events.append(ResponseStart(head, end - body_at))
+                    events.append(ResponsePiece(have, False))
+            at = end
+        if at < len(data):
+            self._pending = data[at:] if at else data
+        return events
+
+
+def _size_field(size: int) -> bytes:
+    if size > MAX_PAYLOAD:
+        raise FrameError(f"a frame of {size} bytes is over the limit of {MAX_PAYLOAD}")
+    return size.to_bytes(4, "little")
+
+
+def _expect_end(payload: bytes, at: int) -> None:
+    if at != len(payload):
+        raise FrameError(f"{len(payload) - at} bytes stand behind the message")
+
+
+def _text(value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise FrameError(f"{value[:40]!r} is not UTF-8") from None
