@@ -1,4 +1,5 @@
-"""Puts poolparty_server.pth beside the package, in wheels and in editable installs; everything else is in setup.cfg.
+"""Puts poolparty_server.pth beside the package, in wheels and in editable installs; everything else is in
+setup.cfg.
 
 setuptools has no declaration for a file that belongs at the top of site-packages.
 """
@@ -29,7 +30,7 @@ class BuildWithPth(build_py):
 
 
 class EditableWithPth(editable_wheel):
-    """Adds the file to the finished wheel: what a wheel is, is specified; how editable_wheel makes one is private."""
+    """Adds the file to the finished wheel: its form is specified, how it is made is setuptools' affair."""
 
     def run(self) -> None:
         super().run()

@@ -1,0 +1,132 @@
+# Every option of Poolparty with its default, and those of gunicorn a server is likely to want.
+# Copy it and uncomment what you change.
+#
+# Made by `python -m poolparty.settings --annotated > conf/annotated.py`.
+#
+#     poolparty -c poolparty.conf.py
+#     gunicorn -c poolparty.conf.py
+
+# Needed by the stock gunicorn command; poolparty knows it anyway.
+worker_class = "poolparty.GWorker"
+
+# The command whose processes answer the requests.
+# pool_cmd = "python3 examples/app.py"
+
+# The address to serve on: HOST:PORT, unix:PATH or fd://N.
+# listen_address = "127.0.0.1:8080"
+
+# The control socket, for poolparty-ctl and for whatever speaks to a Unix socket.
+# ctl_socket = "./poolparty.sock"
+
+# Children that are kept however little there is to do.
+# min_pool_size = 1
+
+# Children there may be at once, whatever the load.
+# max_pool_size = 1
+
+# How long a request waits for a free child before one is started for it.
+# worker_spawn_timeout = "50ms"
+
+# How long a request waits for any child before it is answered 503.
+# worker_rendezvous_timeout = "60s"
+
+# How long a child may take for one request before it is ended and the request answered 504.
+# worker_request_timeout = "60s"
+
+# How long a child that has to end may take, from SIGTERM to SIGKILL.
+# worker_request_grace = "5s"
+
+# How long to wait before a child that died without ever answering is started again.
+# worker_restart_delay = "1s"
+
+# How long a child may take from its start until it is ready for requests.
+# worker_boot_timeout = "60s"
+
+# How often a child with nothing to do is asked whether it is well.
+# worker_health_check_interval = "120s"
+
+# How long a child may take for a health check before it is ended and replaced.
+# worker_health_check_timeout = "10s"
+
+# How long the pool keeps children that the load no longer needs.
+# worker_attrition_delay = "120s"
+
+# How many children beyond the pool's size a rolling restart may start at a time.
+# worker_restart_surge = 1
+
+# Idle children kept beyond what the load needed lately.
+# spare_workers = 0
+
+# How long a client may take to send one request, head and body, before it is answered 408.
+# request_read_timeout = "60s"
+
+# How long a client may take to receive one answer before its connection is closed.
+# request_write_timeout = "60s"
+
+# Requests that may wait for a child in one HTTP worker; one more is answered 503 at once.
+# request_backlog = 1024
+
+# The largest request body, in bytes; a larger one is answered 413.
+# max_request_body_size = 4194304
+
+# gunicorn's own.
+
+# Addresses to serve on; `poolparty` serves on this one by default.
+# bind = ["127.0.0.1:8080"]
+
+# HTTP workers. One core moves some ten thousand requests a second; children need theirs too.
+# workers = 1
+
+# Open connections in one HTTP worker; gunicorn's own default is 1000.
+# worker_connections = 10000
+
+# Seconds an idle connection is kept; above the proxy's own, so that the proxy closes first.
+# keepalive = 75
+
+# Seconds a stop waits for running requests: worker_request_timeout plus 5 unless set.
+# graceful_timeout = 65
+
+# Bytes of a request line; a longer one is answered 414.
+# limit_request_line = 4094
+
+# Header fields of a request; more are answered 431.
+# limit_request_fields = 100
+
+# Bytes of one header field; a longer one is answered 431.
+# limit_request_field_size = 8190
+
+# Proxies whose word is taken on whether the client came by TLS.
+# forwarded_allow_ips = "127.0.0.1,::1"
+
+# A line for each answer: a file, or - for stdout. Off by default.
+# accesslog = "-"
+
+# Everything else, what children print included: a file, or - for stderr.
+# errorlog = "-"
+
+# debug, info, warning, error or critical.
+# loglevel = "info"
+
+# Serve TLS with this certificate.
+# certfile = "/etc/ssl/certs/poolparty.pem"
+
+# Its key, where it is not in the same file.
+# keyfile = "/etc/ssl/private/poolparty.key"
+
+# HTTP workers and children run as this user, when the server was started by root.
+# user = "www-data"
+
+# And as this group.
+# group = "www-data"
+
+# For the files that children make.
+# umask = 0o022
+
+# Where children start, and what relative paths are relative to.
+# chdir = "/srv/app"
+
+# Variables for the children's environment.
+# raw_env = ["LANG=C.UTF-8"]
+
+# A file for the master's process id.
+# pidfile = "/run/poolparty.pid"

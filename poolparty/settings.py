@@ -1,0 +1,791 @@
+"""Every option of Poolparty, declared once; command line, configuration files, help and docs come from here.
+
+Imported in each process that has gunicorn.config (by _poolparty_hook, or by the `poolparty` command), so also
+where a plain gunicorn application runs. There a setting of ours only keeps what it is given: an application's
+configuration may hold a name like `ctl_socket` for purposes of its own. Values are parsed and checked in
+Options.from_cfg, which is called only when the worker class is GWorker. What gunicorn lacks for that is added
+to its Config at the end of this file.
+
+Over 400 lines because it is mostly tables: a second file for the texts would part an option from its meaning.
+`python -m poolparty.settings` prints docs/settings.md, with --annotated conf/annotated.py.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shlex
+import shutil
+import ssl
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+import gunicorn.config
+from gunicorn.config import Config, Setting, SettingMeta
+
+from poolparty.errors import ConfigError
+
+SECTION = "Poolparty"
+WORKER_CLASS = "poolparty.GWorker"
+APPLICATION = "poolparty.worker.gworker:application"
+
+# PROTOCOL: a frame holds at most 0x7fffffff bytes; what is not body (uri, headers) has 1 MiB of it, which is
+# more than gunicorn's limits let through (100 fields of 8,190 bytes by default).
+MAX_BODY = 0x7FFFFFFF - (1 << 20)
+# The bound of the original, which formats no more digits.
+MAX_CHILDREN = 10_000_000
+# A year: timers of every kind still take it, and whoever wants "never" has it.
+MAX_DURATION = 366 * 86_400.0
+# sun_path is 108 bytes on Linux, one of them the terminating NUL.
+MAX_SOCKET_PATH = 107
+# Beyond the longest request a stop has to wait for, time to write the answer and to end the children.
+GRACE_BEYOND_REQUEST = 5
+
+
+# Parsers: from the raw value to the checked one, ValueError with the rest of a sentence otherwise.
+
+_UNITS = {"h": (3600, 1), "m": (60, 1), "s": (1, 1), "ms": (1, 10**3), "us": (1, 10**6), "ns": (1, 10**9)}
+_UNITS["\u00b5s"] = _UNITS["\u03bcs"] = _UNITS["us"]
+_PART = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(ns|us|\u00b5s|\u03bcs|ms|s|m|h)")
+_DURATION = re.compile(rf"(?:{_PART.pattern})+")
+_NUMBER = re.compile(r"[0-9]+\.?[0-9]*|\.[0-9]+")
+
+
+def parse_duration(value: object) -> float:
+    """Seconds, from a number of them or from Go's notation (time.ParseDuration): "50ms", "1m30s", "2us"."""
+    if isinstance(value, str):
+        text = value.strip()
+        unsigned = text[1:] if text.startswith(("+", "-")) else text
+        if _NUMBER.fullmatch(unsigned):
+            seconds = float(unsigned)
+        elif _DURATION.fullmatch(unsigned):
+            parts = ((float(number), *_UNITS[unit]) for number, unit in _PART.findall(unsigned))
+            seconds = math.fsum(number * up / down for number, up, down in parts)
+        else:
+            raise ValueError(
+                "this is no duration; give a number of seconds, or one with units as in 50ms, 60s or 1m30s"
+            )
+        if text.startswith("-"):
+            seconds = -seconds
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        seconds = value if isinstance(value, int) and abs(value) > MAX_DURATION else float(value)
+    else:
+        raise ValueError(
+            "this is no duration; give a number of seconds, or a string as in '50ms', '60s' or '1m30s'"
+        )
+    if seconds < 0:
+        raise ValueError("a duration cannot be negative; give 0 or more")
+    if not seconds <= MAX_DURATION:  # nan too
+        raise ValueError("this is longer than a year, the longest duration there is; give a shorter one")
+    return seconds
+
+
+def positive_duration(value: object) -> float:
+    seconds = parse_duration(value)
+    if seconds == 0:
+        raise ValueError("this has to be longer than zero; give a duration as in 50ms or 60s")
+    return seconds
+
+
+def whole_number(low: int, high: int) -> Callable[[object], int]:
+    def parse(value: object) -> int:
+        number: int | None = None
+        if isinstance(value, str) and re.fullmatch(r"[+-]?[0-9]{1,30}", value.strip()):
+            number = int(value)
+        elif isinstance(value, int) and not isinstance(value, bool):
+            number = value
+        if number is None or not low <= number <= high:
+            raise ValueError(f"this has to be a whole number from {low:,} to {high:,}")
+        return number
+
+    return parse
+
+
+def parse_command(value: object) -> tuple[str, ...]:
+    """A string is split as a shell splits it; a list or tuple is taken as it is."""
+    words: list[Any]
+    if value is None:
+        words = []
+    elif isinstance(value, str):
+        try:
+            words = shlex.split(value)
+        except ValueError as error:
+            raise ValueError(
+                f"this cannot be split into words ({str(error).lower()}); mend the quotes"
+            ) from None
+    elif isinstance(value, (list, tuple)):
+        words = [os.fspath(word) if isinstance(word, os.PathLike) else word for word in value]
+    else:
+        raise ValueError("a command is a string, or a list of strings")
+    for word in words:
+        if not isinstance(word, str) or "\0" in word:
+            raise ValueError(f"{word!r} cannot be a word of a command; give strings without NUL characters")
+    if not words or not words[0]:
+        raise ValueError(
+            "there is no command to answer requests; give it after `--` to poolparty, or with --pool-cmd, "
+            "or as pool_cmd in the configuration file"
+        )
+    return tuple(words)
+
+
+def parse_address(value: object) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError("an address is a string: HOST:PORT, unix:PATH or fd://N")
+    address = value.strip()
+    check_address(address)
+    return address
+
+
+def check_address(address: str) -> None:
+    try:
+        parsed = gunicorn.config.util.parse_address(address)
+    except RuntimeError:
+        raise ValueError("this is no address; give HOST:PORT, unix:PATH or fd://N") from None
+    if isinstance(parsed, tuple) and not 0 <= parsed[1] <= 65535:
+        raise ValueError("there is no such port; give one from 0 to 65,535")
+
+
+def parse_socket_path(value: object) -> str:
+    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+        raise ValueError("this is no path; give the file name of the socket")
+    path = os.fspath(value)
+    if not isinstance(path, str) or "\0" in path:
+        raise ValueError("this is no path; give the file name of the socket")
+    if len(os.fsencode(path)) > MAX_SOCKET_PATH:
+        raise ValueError(
+            f"a socket's path has at most {MAX_SOCKET_PATH} bytes; give a shorter one, or a relative one"
+        )
+    return path
+
+
+@dataclass(frozen=True)
+class Option:
+    """One row: a raw default, how a raw value is parsed, what to tell a user (a short sentence, then why)."""
+
+    name: str
+    default: str | int | None
+    parse: Callable[[Any], Any]
+    meta: str
+    text: str
+    example: str | None = None  # where the default is None, for conf/annotated.py
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def short(self) -> str:
+        return self.text.split("\n\n")[0]
+
+
+OPTIONS = (
+    Option(
+        "pool_cmd", None, parse_command, "CMD", example="python3 examples/app.py",
+        text="""The command whose processes answer the requests.
+
+        A string is split into words as a shell splits it, but no shell runs it; in a configuration file it
+        can also be a list of words, which is taken as it is. With `poolparty` everything after the first `--`
+        is the command. The program is looked for on the PATH its children get (`raw_env` included), a
+        relative path from `chdir`.""",
+    ),
+    Option(
+        "listen_address", None, parse_address, "ADDRESS", example="127.0.0.1:8080",
+        text="""The address to serve on: HOST:PORT, unix:PATH or fd://N.
+
+        The original's name for one `bind` of gunicorn, which can be given several times. Of the two the one
+        given last counts, where a configuration file comes first, GUNICORN_CMD_ARGS second and the command
+        line last. With neither, `poolparty` serves on 127.0.0.1:8080 (0.0.0.0:$PORT where PORT is set, as
+        gunicorn does) and `gunicorn` on its own default.""",
+    ),
+    Option(
+        "ctl_socket", "./poolparty.sock", parse_socket_path, "PATH",
+        text="""The control socket, for poolparty-ctl and for whatever speaks to a Unix socket.
+
+        Relative to `chdir`. Only the user that runs the server may use it (mode 0600). A file left behind by
+        a crash is replaced; a socket that a running server answers on is not.""",
+    ),
+    Option(
+        "min_pool_size", 1, whole_number(0, MAX_CHILDREN - 1), "INT",
+        text="""Children that are kept however little there is to do.
+
+        They are started at once. With 0 the first request after a quiet time waits for a child to start.""",
+    ),
+    Option(
+        "max_pool_size", 1, whole_number(1, MAX_CHILDREN - 1), "INT",
+        text="""Children there may be at once, whatever the load.
+
+        A child answers one request at a time, so this is also how many requests run at once. Memory is
+        usually what bounds it: children times what one of them needs at its largest.""",
+    ),
+    Option(
+        "worker_spawn_timeout", "50ms", positive_duration, "DURATION",
+        text="""How long a request waits for a free child before one is started for it.
+
+        Below the maximum only. Children that are starting already count, so a short burst starts few. Shorter
+        follows a rising load faster; longer saves starts when requests merely overlap.""",
+    ),
+    Option(
+        "worker_rendezvous_timeout", "60s", positive_duration, "DURATION",
+        text="""How long a request waits for any child before it is answered 503.
+
+        Counted from the moment the request was read. A client, or the proxy in front, that gives up earlier
+        is noticed and its request forgotten, so this only bounds how long the patient wait.""",
+    ),
+    Option(
+        "worker_request_timeout", "60s", positive_duration, "DURATION",
+        text="""How long a child may take for one request before it is ended and the request answered 504.
+
+        Set it above the slowest answer that is not a fault. It is also what a stop waits for: see gunicorn's
+        `graceful_timeout`, which becomes this plus 5 seconds unless it is set.""",
+    ),
+    Option(
+        "worker_request_grace", "5s", parse_duration, "DURATION",
+        text="""How long a child that has to end may take, from SIGTERM to SIGKILL.
+
+        After a request time-out, at a restart and at a stop. With 0 it is killed at once. A child that
+        handles SIGTERM can roll back a transaction in this time; one that does not handle it ends at once
+        anyway.""",
+    ),
+    Option(
+        "worker_restart_delay", "1s", parse_duration, "DURATION",
+        text="""How long to wait before a child that died without ever answering is started again.
+
+        Doubled at each further such death, up to 30 seconds, so that a program that cannot start does not eat
+        the machine. A child that had answered a request is replaced at once.""",
+    ),
+    Option(
+        "worker_boot_timeout", "60s", positive_duration, "DURATION",
+        text="""How long a child may take from its start until it is ready for requests.
+
+        It is ready when it says so, or, written for version 1 of the protocol, when it has read its first
+        message. One that takes longer is ended and counts as dead before its first answer.""",
+    ),
+    Option(
+        "worker_health_check_interval", "120s", positive_duration, "DURATION",
+        text="""How often a child with nothing to do is asked whether it is well.
+
+        A child that is busy shows by its answers that it lives, and is not asked.""",
+    ),
+    Option(
+        "worker_health_check_timeout", "10s", positive_duration, "DURATION",
+        text="""How long a child may take for a health check before it is ended and replaced.
+
+        A child of version 1 of the protocol answers nothing; it has to have read the question in this
+        time.""",
+    ),
+    Option(
+        "worker_attrition_delay", "120s", positive_duration, "DURATION",
+        text="""How long the pool keeps children that the load no longer needs.
+
+        Children beyond the most that were busy at once in this window, plus spare_workers, are retired, down
+        to min_pool_size. Longer than the pauses between bursts saves starting them again.""",
+    ),
+    Option(
+        "worker_restart_surge", 1, whole_number(0, MAX_CHILDREN - 1), "INT",
+        text="""How many children beyond the pool's size a rolling restart may start at a time.
+
+        Each new one has to be ready before an old one is retired. With 0, for machines without the memory for
+        one more, an old one goes first; the pool is then one short while its successor starts.""",
+    ),
+    Option(
+        "spare_workers", 0, whole_number(0, MAX_CHILDREN - 1), "INT",
+        text="""Idle children kept beyond what the load needed lately.
+
+        They catch the next burst without a start's wait. At most max_pool_size.""",
+    ),
+    Option(
+        "request_read_timeout", "60s", positive_duration, "DURATION",
+        text="""How long a client may take to send one request, head and body, before it is answered 408.
+
+        From its first byte. A request is read whole before a child is asked, so a slow client holds no child.
+        Waiting between requests is gunicorn's `keepalive`.""",
+    ),
+    Option(
+        "request_write_timeout", "60s", positive_duration, "DURATION",
+        text="""How long a client may take to receive one answer before its connection is closed.
+
+        Without it a client that stops reading would hold its connection, and what is buffered for it, for
+        ever.""",
+    ),
+    Option(
+        "request_backlog", 1024, whole_number(1, 1_000_000), "INT",
+        text="""Requests that may wait for a child in one HTTP worker; one more is answered 503 at once.
+
+        A queue longer than the pool answers within its clients' patience only wastes their time. Connections
+        that have not been accepted are gunicorn's `backlog`, open ones its `worker_connections`.""",
+    ),
+    Option(
+        "max_request_body_size", 4_194_304, whole_number(0, MAX_BODY), "BYTES",
+        text="""The largest request body, in bytes; a larger one is answered 413.
+
+        A body is held in memory until its request is answered, so this times the requests at once has to fit.
+        The protocol's frames hold just under 2 GiB.""",
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The options, parsed and checked; durations are seconds. Field for row the table OPTIONS."""
+
+    pool_cmd: tuple[str, ...]
+    listen_address: str | None
+    ctl_socket: str
+    min_pool_size: int
+    max_pool_size: int
+    worker_spawn_timeout: float
+    worker_rendezvous_timeout: float
+    worker_request_timeout: float
+    worker_request_grace: float
+    worker_restart_delay: float
+    worker_boot_timeout: float
+    worker_health_check_interval: float
+    worker_health_check_timeout: float
+    worker_attrition_delay: float
+    worker_restart_surge: int
+    spare_workers: int
+    request_read_timeout: float
+    request_write_timeout: float
+    request_backlog: int
+    max_request_body_size: int
+
+    @classmethod
+    def from_cfg(cls, cfg: Config) -> Options:
+        """Reads no file and no environment: any process may call it. Raises ConfigError."""
+        values: dict[str, Any] = {}
+        for option in OPTIONS:
+            raw = cfg.settings[option.name].get()
+            try:
+                values[option.name] = option.parse(raw)
+            except ValueError as error:
+                raise ConfigError(complaint(option.name, raw, str(error))) from None
+        options = cls(**values)
+        top = options.max_pool_size
+        for name in ("min_pool_size", "spare_workers"):
+            if getattr(options, name) > top:
+                wrong = f"this is more than max_pool_size = {top}; lower the one or raise the other"
+                raise ConfigError(complaint(name, getattr(options, name), wrong))
+        return options
+
+
+def complaint(name: str, value: object, wrong: str) -> str:
+    """The one shape of a sentence about an option; the value is left out where there is none to print."""
+    if value is None:
+        return f"{name}: {wrong}."
+    shown = getattr(value, "__qualname__", None) if callable(value) else repr(value)
+    if shown is None or len(shown) > 200:
+        return f"{name}: {wrong}."
+    return f"{name} = {shown}: {wrong}."
+
+
+# gunicorn's own options, where GWorker is not what they were made for.
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An option that would mislead if it were accepted: `accepted` tells the values that ask for nothing."""
+
+    name: str
+    accepted: Callable[[Any], bool]
+    why: str
+
+
+def _unset(value: object) -> bool:
+    return not value
+
+
+def _is(*values: object) -> Callable[[Any], bool]:
+    return lambda value: value in values
+
+
+def _default_hook(setting: Any) -> Callable[[Any], bool]:
+    return lambda value: value is setting.default
+
+
+_LLHTTP = (
+    "GWorker's parser has no such leniency, which would let requests be smuggled past a proxy; leave it out"
+)
+_DIRTY = "the pool takes the place of gunicorn's dirty arbiter; leave it out"
+_WSGI_HOOK = "the hook is given a WSGI request, and there is none; use the access log, or leave it out"
+_PASTE = "PasteDeploy describes a WSGI application, and the requests go to pool_cmd; leave it out"
+
+REFUSED = (
+    Refusal("wsgi_app", _is(None), "the requests go to pool_cmd, not to a WSGI application; leave it out"),
+    Refusal("workers", lambda n: n >= 1, "without an HTTP worker nothing is served; give 1 or more"),
+    Refusal("worker_connections", lambda n: n >= 1, "no connection could be accepted; give 1 or more"),
+    Refusal(
+        "threads",
+        lambda n: n <= 1,
+        "an HTTP worker is one event loop; raise max_pool_size to run more requests at once",
+    ),
+    Refusal("max_requests", _unset, "HTTP workers run none of your code and need no recycling; leave it out"),
+    Refusal(
+        "reload", _unset, "there is no reloader yet; send `restart-workers` to the control socket, or SIGHUP"
+    ),
+    Refusal(
+        "preload_app",
+        _unset,
+        "children are programs of their own and cannot share what is loaded; leave it out",
+    ),
+    Refusal("paste", _is(None), _PASTE),
+    Refusal("raw_paste_global_conf", _unset, _PASTE),
+    Refusal("pre_request", _default_hook(gunicorn.config.PreRequest), _WSGI_HOOK),
+    Refusal("post_request", _default_hook(gunicorn.config.PostRequest), _WSGI_HOOK),
+    Refusal(
+        "protocol", _is("http", None), "GWorker speaks HTTP; use nginx's proxy_pass in place of uwsgi_pass"
+    ),
+    Refusal(
+        "proxy_protocol",
+        _is("off"),
+        "GWorker does not read PROXY headers; have the proxy set X-Forwarded-For",
+    ),
+    Refusal(
+        "http_protocols", _is(["h1"]), "GWorker speaks HTTP/1.1 only; have a proxy in front speak HTTP/2"
+    ),
+    Refusal("http2_cleartext", _is("off"), "GWorker speaks HTTP/1.1 only; leave it out"),
+    Refusal("http_parser", _is("auto"), "GWorker has a parser of its own; leave it out"),
+    Refusal(
+        "header_map",
+        _is("drop", "dangerous", None),
+        "headers reach a child under their own names; leave it out",
+    ),
+    Refusal(
+        "root_path", _unset, "children see the path as the client sent it; have the proxy in front rewrite it"
+    ),
+    Refusal("permit_obsolete_folding", _unset, _LLHTTP),
+    Refusal("strip_header_spaces", _unset, _LLHTTP),
+    Refusal("permit_unconventional_http_method", _unset, _LLHTTP),
+    Refusal("permit_unconventional_http_version", _unset, _LLHTTP),
+    Refusal("casefold_http_method", _unset, "methods reach a child as the client sent them; leave it out"),
+    Refusal("dirty_apps", _unset, _DIRTY),
+    Refusal("dirty_workers", _unset, _DIRTY),
+)
+# Of the refused, those that are refused at an odd value only, and stay in `poolparty --help`.
+REFUSED_AT_ODD_VALUES = frozenset({"workers", "worker_connections"})
+
+# Accepted, and nothing depends on them: they refine what is refused, or serve worker classes and parsers not
+# in use.
+WITHOUT_EFFECT = frozenset(
+    (
+        "asgi_disconnect_grace_period",
+        "asgi_lifespan",
+        "dirty_graceful_timeout",
+        "dirty_post_fork",
+        "dirty_threads",
+        "dirty_timeout",
+        "dirty_worker_exit",
+        "dirty_worker_init",
+        "do_handshake_on_connect",
+        "forwarder_headers",
+        "http2_initial_window_size",
+        "http2_max_concurrent_streams",
+        "http2_max_frame_size",
+        "http2_max_header_list_size",
+        "max_requests_jitter",
+        "on_dirty_starting",
+        "proxy_allow_ips",
+        "reload_engine",
+        "reload_extra_files",
+        "sendfile",
+        "ssl_version",
+        "suppress_ragged_eofs",
+        "tmp_upload_dir",
+        "uwsgi_allow_ips",
+        "websocket_max_message_size",
+    )
+)
+
+
+# Checks of the whole: in the master only, at the start and at each reload, before anything is changed.
+
+
+def serves_a_pool(cfg: Config) -> bool:
+    """Whether the worker class is GWorker or derived from it; imports nothing to find out."""
+    worker_class = cfg.settings["worker_class"].get()
+    if isinstance(worker_class, str):
+        return worker_class in (WORKER_CLASS, "poolparty.worker.gworker.GWorker")
+    bases = getattr(worker_class, "__mro__", ())
+    return any(base.__module__ == "poolparty.worker.gworker" and base.__name__ == "GWorker" for base in bases)
+
+
+def prepare(cfg: Config) -> Options:
+    """Checks what GWorker needs; sets `bind` and `graceful_timeout` from our options. Raises ConfigError."""
+    for refusal in REFUSED:
+        if refusal.name in cfg.settings:
+            value = cfg.settings[refusal.name].get()
+            if not refusal.accepted(value):
+                raise ConfigError(complaint(refusal.name, value, refusal.why))
+    options = Options.from_cfg(cfg)
+    _set_bind(cfg, options)
+    _check_program(cfg, options)
+    if cfg.settings["certfile"].get() or cfg.settings["keyfile"].get():
+        _check_tls(cfg)
+    if "graceful_timeout" not in _given(cfg):
+        enough = math.ceil(options.worker_request_timeout) + GRACE_BEYOND_REQUEST
+        cfg.settings["graceful_timeout"].set(max(enough, cfg.settings["graceful_timeout"].get()))
+    return options
+
+
+def _set_bind(cfg: Config, options: Options) -> None:
+    given = _given(cfg)
+    if options.listen_address is not None and given.get("listen_address", 0) >= given.get("bind", 0):
+        cfg.settings["bind"].set([options.listen_address])
+    for address in cfg.settings["bind"].get():
+        try:
+            check_address(address)
+        except ValueError as error:
+            raise ConfigError(complaint("bind", address, str(error))) from None
+
+
+def _check_program(cfg: Config, options: Options) -> None:
+    try:
+        path = cfg.env.get("PATH", os.environ.get("PATH", os.defpath))
+    except RuntimeError:
+        raise ConfigError(
+            complaint("raw_env", cfg.settings["raw_env"].get(), "give each as NAME=value")
+        ) from None
+    program = options.pool_cmd[0]
+    if os.path.dirname(program):
+        place = os.path.join(cfg.settings["chdir"].get(), program)
+        where = f"there is no file {place}"
+    else:
+        place = program
+        where = f"no program {program} is on the PATH"
+    if shutil.which(place, path=path) is None:
+        if os.path.isdir(place):
+            where = f"{place} is a directory"
+        elif place is not program and os.path.exists(place):
+            where = f"{place} is not executable"
+        wrong = f"{where}; install it, or give the path of the program"
+        raise ConfigError(complaint("pool_cmd", shlex.join(options.pool_cmd), wrong))
+
+
+def _check_tls(cfg: Config) -> None:
+    """Loads the certificates once: a bad one is a sentence here, and a trace in every HTTP worker later."""
+    certfile, keyfile = cfg.settings["certfile"].get(), cfg.settings["keyfile"].get()
+    if not certfile:
+        raise ConfigError(complaint("keyfile", keyfile, "a key needs its certificate; give certfile too"))
+    for name in ("certfile", "keyfile", "ca_certs"):
+        path = cfg.settings[name].get()
+        if path:
+            try:
+                with open(path, "rb"):
+                    pass
+            except OSError as error:
+                wrong = f"this cannot be read ({error.strerror}); give a file that can"
+                raise ConfigError(complaint(name, path, wrong)) from None
+    if cfg.settings["ssl_context"].get() is not gunicorn.config.NewSSLContext.default:
+        return  # the user's own function decides what is loaded, and how
+    try:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=cfg.settings["ca_certs"].get())
+        context.load_cert_chain(certfile, keyfile, password=_no_passphrase)
+    except (OSError, ValueError) as error:
+        what = certfile if not keyfile else f"{certfile} with keyfile = {keyfile}"
+        wrong = f"this cannot be used for TLS ({error}); give a certificate and its key, both PEM"
+        raise ConfigError(complaint("certfile", what, wrong)) from None
+    for name, setter in (("cert_reqs", _set_verify_mode), ("ciphers", ssl.SSLContext.set_ciphers)):
+        value = cfg.settings[name].get()
+        try:
+            if value:
+                setter(context, value)
+        except (OSError, ValueError) as error:
+            raise ConfigError(complaint(name, value, f"the ssl module refuses it ({error})")) from None
+
+
+def _set_verify_mode(context: ssl.SSLContext, value: int) -> None:
+    context.check_hostname = False
+    context.verify_mode = ssl.VerifyMode(value)
+
+
+def _no_passphrase() -> str:
+    raise ValueError("its key is encrypted, and nobody is there to type the passphrase")
+
+
+# What gunicorn lacks: our settings, and three small patches of Config.
+
+
+def _setting(option: Option) -> Any:
+    """A Setting subclass; gunicorn's metaclass registers it as it is made."""
+    attributes = {
+        "name": option.name,
+        "section": SECTION,
+        "cli": [option.flag],
+        "meta": option.meta,
+        "validator": _keep,
+        "default": option.default,
+        "desc": option.text,
+        "add_option": _add_to_own_group,
+        "__module__": __name__,
+    }
+    return SettingMeta(option.name.title().replace("_", ""), (Setting,), attributes)
+
+
+def _keep(value: object) -> object:
+    return value
+
+
+def _add_to_own_group(setting: Any, parser: Any) -> None:
+    group = getattr(parser, "poolparty_group", None)
+    if group is None:
+        group = parser.poolparty_group = parser.add_argument_group(SECTION)
+    default = "" if setting.default is None else f" [{setting.default}]"
+    group.add_argument(*setting.cli, dest=setting.name, metavar=setting.meta, help=setting.short + default)
+
+
+def _given(cfg: Config) -> dict[str, int]:
+    """The options that were set, numbered in that order: file, GUNICORN_CMD_ARGS, command line."""
+    given: dict[str, int] = cfg.__dict__.setdefault("_poolparty_given", {})
+    return given
+
+
+def _patch_config() -> None:
+    gunicorn_set, gunicorn_validate = Config.set, Config.validate
+
+    def set_and_remember(self: Config, name: str, value: object) -> None:
+        gunicorn_set(self, name, value)
+        given = _given(self)
+        given.pop(name, None)
+        given[name] = max(given.values(), default=0) + 1
+
+    def validate(self: Config) -> None:
+        if serves_a_pool(self):
+            prepare(self)
+        gunicorn_validate(self)
+
+    def wsgi_app(self: Config) -> str | None:
+        """With GWorker there is no application to name; gunicorn asks for one all the same."""
+        value: str | None = self.settings["wsgi_app"].get()
+        return APPLICATION if value is None and serves_a_pool(self) else value
+
+    Config.set = set_and_remember
+    Config.validate = validate
+    Config.wsgi_app = property(wsgi_app)
+
+
+# Documentation.
+
+# gunicorn's options that a user of Poolparty will want, for conf/annotated.py: an example, and why.
+GUNICORN_OPTIONS = (
+    ("bind", ["127.0.0.1:8080"], "Addresses to serve on; `poolparty` serves on this one by default."),
+    (
+        "workers",
+        1,
+        "HTTP workers. One core moves some ten thousand requests a second; children need theirs too.",
+    ),
+    ("worker_connections", 10000, "Open connections in one HTTP worker; gunicorn's own default is 1000."),
+    (
+        "keepalive",
+        75,
+        "Seconds an idle connection is kept; above the proxy's own, so that the proxy closes first.",
+    ),
+    (
+        "graceful_timeout",
+        65,
+        "Seconds a stop waits for running requests: worker_request_timeout plus 5 unless set.",
+    ),
+    ("limit_request_line", 4094, "Bytes of a request line; a longer one is answered 414."),
+    ("limit_request_fields", 100, "Header fields of a request; more are answered 431."),
+    ("limit_request_field_size", 8190, "Bytes of one header field; a longer one is answered 431."),
+    (
+        "forwarded_allow_ips",
+        "127.0.0.1,::1",
+        "Proxies whose word is taken on whether the client came by TLS.",
+    ),
+    ("accesslog", "-", "A line for each answer: a file, or - for stdout. Off by default."),
+    ("errorlog", "-", "Everything else, what children print included: a file, or - for stderr."),
+    ("loglevel", "info", "debug, info, warning, error or critical."),
+    ("certfile", "/etc/ssl/certs/poolparty.pem", "Serve TLS with this certificate."),
+    ("keyfile", "/etc/ssl/private/poolparty.key", "Its key, where it is not in the same file."),
+    ("user", "www-data", "HTTP workers and children run as this user, when the server was started by root."),
+    ("group", "www-data", "And as this group."),
+    ("umask", 0o022, "For the files that children make."),
+    ("chdir", "/srv/app", "Where children start, and what relative paths are relative to."),
+    ("raw_env", ["LANG=C.UTF-8"], "Variables for the children's environment."),
+    ("pidfile", "/run/poolparty.pid", "A file for the master's process id."),
+)
+
+
+def _paragraphs(text: str) -> Iterator[str]:
+    for paragraph in textwrap.dedent(" " * 8 + text).split("\n\n"):
+        yield " ".join(paragraph.split())
+
+
+def settings_md() -> str:
+    lines = [
+        "# Options",
+        "",
+        "<!-- made by `python -m poolparty.settings > docs/settings.md` -->",
+        "",
+        "The name is for a configuration file (a Python file: `max_pool_size = 8`), the flag for the command",
+        "line and the variable GUNICORN_CMD_ARGS. The command line wins over the variable, the variable over",
+        "the file.",
+        "",
+        'A DURATION is a number of seconds, or a string as in Go: `"50ms"`, `"60s"`, `"1m30s"`, `"1.5h"`',
+        "(units h, m, s, ms, us, ns).",
+    ]
+    for option in OPTIONS:
+        default = "none" if option.default is None else f"`{option.default}`"
+        lines += ["", f"## {option.name}", "", "| flag | default |", "|---|---|"]
+        lines += [f"| `{option.flag} {option.meta}` | {default} |"]
+        for paragraph in _paragraphs(option.text):
+            lines += ["", *textwrap.wrap(paragraph, 118, break_on_hyphens=False, break_long_words=False)]
+    lines += [
+        "",
+        "# gunicorn's options",
+        "",
+        "They work as gunicorn's own documentation says, with these exceptions. Refused at the start, since",
+        "accepting them would mislead:",
+        "",
+        "| option | why |",
+        "|---|---|",
+        *(f"| `{row.name}` | {row.why} |" for row in REFUSED if row.name not in REFUSED_AT_ODD_VALUES),
+        "",
+        "Accepted, and without effect: " + ", ".join(f"`{name}`" for name in sorted(WITHOUT_EFFECT)) + ".",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def annotated_conf() -> str:
+    lines = [
+        "# Every option of Poolparty with its default, and those of gunicorn a server is likely to want.",
+        "# Copy it and uncomment what you change.",
+        "#",
+        "# Made by `python -m poolparty.settings --annotated > conf/annotated.py`.",
+        "#",
+        "#     poolparty -c poolparty.conf.py",
+        "#     gunicorn -c poolparty.conf.py",
+        "",
+        "# Needed by the stock gunicorn command; poolparty knows it anyway.",
+        f'worker_class = "{WORKER_CLASS}"',
+    ]
+    for option in OPTIONS:
+        value = repr(option.example if option.default is None else option.default).replace("'", '"')
+        sentences = textwrap.wrap(option.short, 110)
+        lines += ["", *(f"# {line}" for line in sentences), f"# {option.name} = {value}"]
+    lines += ["", "# gunicorn's own."]
+    for name, example, why in GUNICORN_OPTIONS:
+        value = f"0o{example:03o}" if name == "umask" else repr(example).replace("'", '"')
+        lines += ["", f"# {why}", f"# {name} = {value}"]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    sys.stdout.write(annotated_conf() if "--annotated" in sys.argv[1:] else settings_md())
+
+
+if __name__ == "__main__":
+    # Run as a program this file is a second module; only the one that was imported may register settings.
+    from poolparty import settings
+
+    settings.main()
+else:
+    assert [option.name for option in OPTIONS] == [field.name for field in fields(Options)]
+    for _option in OPTIONS:
+        _setting(_option)
+    _patch_config()
