@@ -21,7 +21,7 @@ import ssl
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import gunicorn.config
@@ -332,7 +332,7 @@ OPTIONS = (
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """The options, parsed and checked; durations are seconds. Field for row the table OPTIONS."""
+    """The options, parsed and checked; durations are seconds. A field for each row of OPTIONS."""
 
     pool_cmd: tuple[str, ...]
     listen_address: str | None
@@ -785,7 +785,6 @@ if __name__ == "__main__":
 
     settings.main()
 else:
-    assert [option.name for option in OPTIONS] == [field.name for field in fields(Options)]
     for _option in OPTIONS:
         _setting(_option)
     _patch_config()
