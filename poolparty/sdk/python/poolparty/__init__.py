@@ -1,0 +1,474 @@
+"""The worker library for Python programs: `poolparty.serve(handler)` answers requests one at a time.
+
+    import poolparty
+
+    def handler(request):
+        return "hello\\n"
+
+    poolparty.serve(handler)
+
+Runs in the child: requests arrive as frames on descriptor 0, answers leave on descriptor 3, stdout and stderr are
+free for printing (docs/worker-protocol.md). One file, no dependency, Python 3.8 or later, since the child's
+interpreter need not be the server's. The import is part of every child's start: what only errors need, and what
+costs more than a fraction of a millisecond (typing, enum, re, json, urllib …), is not imported at the top.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from _collections_abc import Mapping  # what collections.abc exports; os has loaded it, so it costs nothing
+
+TYPE_CHECKING = False  # typing's constant of this name would cost the import of typing
+if TYPE_CHECKING:
+    from typing import Any, Callable, Iterator, Sequence, Union
+
+    HeaderValue = Union[str, Sequence[str]]
+    Body = Union[bytes, bytearray, memoryview, str]
+    Answer = Union["Response", Mapping[str, Any], bytes, str]
+
+__all__ = ["Headers", "Request", "Response", "serve"]
+
+READ_SIZE = 65536  # a pipe's usual capacity: one read takes all there is, several requests if they wait
+LARGE_BODY = 16384  # from here on two pieces in one writev beat joining them, which copies the body
+MAX_FRAME_SIZE = 0x7FFFFFFF
+
+# The tags of the two unions of the protocol.
+HTTP_REQUEST, HEALTH_CHECK_REQUEST = 0, 1
+HTTP_RESPONSE, READY, HEALTH_REPLY = 0, 1, 2
+
+
+def serve(handler: Callable[[Request], Answer], health_check: Callable[[], object] | None = None) -> None:
+    """Answer requests with `handler(request)` until the server closes the pipe; then return.
+
+    The handler returns a Response, a dict with any of "status", "headers" and "body", a str (200, text/plain;
+    charset=utf-8) or bytes (200, application/octet-stream). What it raises, and an answer that is none of these,
+    is written to stderr with its traceback and answered `500 internal server error`; the process lives on.
+    SystemExit and KeyboardInterrupt are not caught: they end the process.
+
+    `health_check()` is called now and then while no request runs. If it raises, this process is unwell and will
+    be replaced; what it returns does not matter.
+    """
+    source, sink = _take_descriptors()
+    _prepare_process()
+    offered = os.environ.get("POOLPARTY_FEATURES", "").split(",")
+    says_ready = "ready" in offered
+    replies = says_ready and "health-reply" in offered
+    try:
+        if says_ready:
+            _write(sink, _ready(["health-reply"] if replies else []))
+        for data, at in _payloads(source):
+            tag = data[at]
+            if tag == HTTP_REQUEST:
+                request = Request._in_frame(data, at + 1)
+                try:
+                    frame = _response(handler(request))
+                except Exception:
+                    _report(f"{request.method} {request.uri!r} failed")
+                    frame = _FAILED
+                _write(sink, frame)
+            elif tag == HEALTH_CHECK_REQUEST:
+                reply = _check_health(health_check, replies)
+                if replies:
+                    _write(sink, reply)
+            else:
+                raise SystemExit(f"poolparty: request of unknown kind {tag}: this library is older than the server")
+    except BrokenPipeError:
+        return  # the server has gone: nobody is left to be answered
+
+
+class Headers(Mapping):  # type: ignore[type-arg]  # Mapping[str, str] at run time would be typing's price on 3.8
+    """A request's header fields: a read-only mapping whose lookup ignores case.
+
+    Names are as the server wrote them (`User-Agent`); of a field that was sent several times the values are joined
+    by `, ` (Cookie: `; `), so that every name is there once.
+    """
+
+    __slots__ = ("_fields", "_lower")
+
+    def __init__(self, fields: Mapping[str, str] | None = None) -> None:
+        self._fields: dict[str, str] = dict(fields) if fields else {}
+        self._lower: dict[str, str] | None = None  # made by the first lookup that needs it
+
+    def __getitem__(self, name: str) -> str:
+        value = self._fields.get(name)
+        if value is not None:
+            return value
+        if self._lower is None:
+            self._lower = {key.lower(): value for key, value in self._fields.items()}
+        try:
+            return self._lower[name.lower()]
+        except KeyError:
+            raise KeyError(name) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        return len(self._fields)
+
+    def __repr__(self) -> str:
+        return f"Headers({self._fields!r})"
+
+
+class Request:
+    """One HTTP request.
+
+    method          "GET", …
+    uri             absolute: "http://example.org/path?query"
+    path, query     the uri's, as they were sent: percent-encoded, the query without its "?" ("" if there is none)
+    headers         Headers
+    body            bytes
+    remote_address  "host:port" ("[::1]:4711" for IPv6)
+
+    The server's requests are decoded when a field is first looked at: a handler pays for what it uses.
+    """
+
+    __slots__ = ("_data", "_at", "method", "uri", "path", "query", "headers", "body", "remote_address")
+
+    _data: bytes
+    _at: int  # where in _data this request's next undecoded field begins
+    method: str
+    uri: str
+    path: str
+    query: str
+    headers: Headers
+    body: bytes
+    remote_address: str
+
+    def __init__(
+        self,
+        method: str = "GET",
+        uri: str = "http://localhost/",
+        headers: Mapping[str, str] | None = None,
+        body: bytes = b"",
+        remote_address: str = "127.0.0.1:0",
+    ) -> None:
+        """A request made by hand, to try a handler without a server."""
+        self.method = method
+        self.uri = uri
+        self.headers = Headers(headers)
+        self.body = body
+        self.remote_address = remote_address
+
+    @classmethod
+    def _in_frame(cls, data: bytes, at: int) -> Request:
+        """The request whose first field begins at `at`."""
+        self = cls.__new__(cls)
+        self._data = data
+        self._at = at
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        """Called for a slot that is empty: fill it and those that stand with it."""
+        if name == "path" or name == "query":
+            self._split_uri()
+        elif name == "uri" or name == "method" or name == "remote_address":
+            self._decode_line()
+        elif name == "headers" or name == "body":
+            self._decode_rest()
+        else:
+            raise AttributeError(f"a Request has no {name!r}")
+        return getattr(self, name)
+
+    def _decode_line(self) -> None:
+        data, at = self._data, self._at
+        size, at = _uint(data, at)
+        self.remote_address = str(data[at : at + size], "utf-8")
+        size, at = _uint(data, at + size)
+        self.uri = str(data[at : at + size], "utf-8")
+        size, at = _uint(data, at + size)
+        self.method = str(data[at : at + size], "utf-8")
+        self._at = at + size
+
+    def _decode_rest(self) -> None:
+        self.method  # noqa: B018 (for its effect: the fields before are decoded, _at stands at the headers)
+        data, at = self._data, self._at
+        fields = {}
+        count, at = _uint(data, at)
+        for _ in range(count):
+            # _uint() inlined: most of a request's decoding is this loop, and most lengths are one byte.
+            size = data[at]
+            at += 1
+            if size > 127:
+                size, at = _uint(data, at - 1)
+            stop = at + size
+            name = str(data[at:stop], "utf-8")
+            size = data[stop]
+            at = stop + 1
+            if size > 127:
+                size, at = _uint(data, stop)
+            stop = at + size
+            fields[name] = str(data[at:stop], "utf-8")
+            at = stop
+        self.headers = headers = Headers()
+        headers._fields = fields
+        size, at = _uint(data, at)
+        self.body = data[at : at + size]
+
+    def _split_uri(self) -> None:
+        target, _, self.query = self.uri.partition("?")
+        _, scheme, rest = target.partition("://")
+        slash = rest.find("/")
+        self.path = (rest[slash:] if slash >= 0 else "/") if scheme else target
+
+    def __repr__(self) -> str:
+        return f"<Request {self.method} {self.uri}>"
+
+
+class Response:
+    """One HTTP response: status 200-599; headers a mapping of names to a str or, for a field that stands several
+    times, a list of str; body bytes, any bytes-like object, or a str, which is encoded as UTF-8. No header is added
+    but those the server owes (Content-Length, Date)."""
+
+    __slots__ = ("status", "headers", "body")
+
+    def __init__(self, status: int = 200, headers: Mapping[str, HeaderValue] | None = None, body: Body = b"") -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+    def __repr__(self) -> str:
+        return f"<Response {self.status}>"
+
+
+# ---- Encoding. A frame is bytes, or a head and a large body that are written in one go without being joined.
+
+
+def _varint(number: int) -> bytes:
+    if number < 128:
+        return _ONE_BYTE[number]
+    out = bytearray()
+    while number > 127:
+        out.append(number & 127 | 128)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+_ONE_BYTE = [bytes((number,)) for number in range(128)]
+
+
+def _string(text: str) -> bytes:
+    data = text.encode()
+    return _varint(len(data)) + data
+
+
+def _sized(payload: bytes) -> bytes:
+    return len(payload).to_bytes(4, "little") + payload
+
+
+def _ready(features: Sequence[str]) -> bytes:
+    return _sized(bytes((READY, len(features))) + b"".join(map(_string, features)))
+
+
+def _health_reply(ok: bool, message: str) -> bytes:
+    return _sized(bytes((HEALTH_REPLY, ok)) + _string(message))
+
+
+def _status_and_one_header(status: int, name: str, value: str) -> bytes:
+    return bytes((HTTP_RESPONSE,)) + _varint(status) + b"\x01" + _string(name) + b"\x01" + _string(value)
+
+
+_TEXT = _status_and_one_header(200, "Content-Type", "text/plain; charset=utf-8")
+_OCTETS = _status_and_one_header(200, "Content-Type", "application/octet-stream")
+
+
+def _response(answer: Answer) -> bytes | tuple[bytes, bytes]:
+    """The frame for what a handler returned. TypeError or ValueError says what is wrong with it."""
+    if type(answer) is str:
+        return _framed(_TEXT, answer.encode())
+    if type(answer) is bytes:
+        return _framed(_OCTETS, answer)
+    status: Any
+    headers: Any
+    body: Any
+    if isinstance(answer, Response):
+        status, headers, body = answer.status, answer.headers, answer.body
+    elif isinstance(answer, Mapping):
+        status, headers, body = answer.get("status", 200), answer.get("headers"), answer.get("body", b"")
+    elif isinstance(answer, (str, bytes, bytearray, memoryview)):
+        return _response(str(answer) if isinstance(answer, str) else bytes(answer))
+    else:
+        raise TypeError(f"a handler returns a Response, a dict, a str or bytes, not {answer!r:.200}")
+    if not isinstance(status, int) or not 200 <= status <= 599:
+        raise ValueError(f"a response's status is an int from 200 to 599, not {status!r:.200}")
+    if type(body) is not bytes:
+        if isinstance(body, str):
+            body = body.encode()
+        elif body is None:
+            body = b""
+        elif isinstance(body, (bytes, bytearray, memoryview)):
+            body = bytes(body)
+        else:
+            raise TypeError(f"a response's body is bytes or a str, not {body!r:.200}")
+    head = b"\x00" + _varint(status)
+    return _framed(head + _headers(headers) if headers else head + b"\x00", body)
+
+
+def _headers(headers: Mapping[str, HeaderValue]) -> bytes:
+    if not isinstance(headers, Mapping):
+        raise TypeError(f"a response's headers are a mapping, not {headers!r:.200}")
+    pieces = [_varint(len(headers))]
+    for name, value in headers.items():
+        if type(name) is str and type(value) is str:
+            field, data = name.encode(), value.encode()
+            pieces += (_varint(len(field)), field, b"\x01", _varint(len(data)), data)
+            continue
+        if not isinstance(name, str):
+            raise TypeError(f"a response header's name is a str, not {name!r:.200}")
+        values = [value] if isinstance(value, str) else value
+        if not isinstance(values, (list, tuple)) or not all(isinstance(each, str) for each in values):
+            raise TypeError(f"the response header {name!r} is a str or a list of str, not {value!r:.200}")
+        pieces += (_string(name), _varint(len(values)), *map(_string, values))
+    return b"".join(pieces)
+
+
+def _framed(head: bytes, body: bytes) -> bytes | tuple[bytes, bytes]:
+    size = len(body)
+    head += _varint(size)
+    total = len(head) + size
+    if size < LARGE_BODY:
+        return total.to_bytes(4, "little") + head + body
+    if total > MAX_FRAME_SIZE:
+        raise ValueError(f"a response of {total} bytes is larger than a frame can be ({MAX_FRAME_SIZE})")
+    return total.to_bytes(4, "little") + head, body
+
+
+_FAILED = _sized(
+    _status_and_one_header(500, "Content-Type", "text/plain; charset=utf-8") + _string("internal server error\n")
+)
+
+
+# ---- Decoding.
+
+
+def _uint(data: bytes, at: int) -> tuple[int, int]:
+    """The unsigned LEB128 number at `at`, and where it ends."""
+    number = data[at]
+    at += 1
+    if number > 127:
+        number &= 127
+        shift = 7
+        while True:
+            byte = data[at]
+            at += 1
+            number |= (byte & 127) << shift
+            if byte < 128:
+                break
+            shift += 7
+    return number, at
+
+
+def _payloads(source: int) -> Iterator[tuple[bytes, int]]:
+    """The payload of each frame, as a buffer and the place in it where the payload begins, until the pipe's end.
+
+    Buffers are never written again: what lies behind the payload may be the next request, and a request kept by
+    the program stays what it was.
+    """
+    read = os.read
+    data, at = b"", 0
+    while True:
+        have = len(data) - at
+        size = int.from_bytes(data[at : at + 4], "little") if have >= 4 else 0
+        if have < 4 + size or have < 4:
+            pieces = [data[at:]] if have else []
+            while have < 4 + size or have < 4:
+                piece = read(source, READ_SIZE)
+                if not piece:
+                    return
+                pieces.append(piece)
+                have += len(piece)
+                if not size and have >= 4:
+                    pieces = [b"".join(pieces)]
+                    size = int.from_bytes(pieces[0][:4], "little")
+            data, at = b"".join(pieces) if len(pieces) > 1 else pieces[0], 0
+        yield data, at + 4
+        at += 4 + size
+
+
+# ---- The process.
+
+
+def _take_descriptors() -> tuple[int, int]:
+    """Take the two pipes for ourselves: (requests, answers), neither inherited by a program the handler starts.
+
+    Such a program would find our requests on its standard input and eat them; it finds /dev/null. So does
+    whatever reads sys.stdin here.
+    """
+    try:
+        sink = 3
+        os.fstat(sink)
+        source = os.dup(0)  # not inheritable, as all that Python makes
+    except OSError:
+        raise SystemExit(
+            "poolparty.serve(): descriptors 0 and 3 are not open. This program is started by the server: "
+            f"poolparty -- python {sys.argv[0] if sys.argv else 'app.py'}"
+        ) from None
+    os.set_inheritable(sink, False)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    return source, sink
+
+
+def _prepare_process() -> None:
+    import _signal  # the C half of `signal`, whose other half imports enum
+
+    # A terminal's Ctrl-C is for the server, which then drains: this process ends when its pipe does. A handler and
+    # not SIG_IGN, because programs started from here would inherit that.
+    try:
+        if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+            _signal.signal(_signal.SIGINT, _ignore)
+    except ValueError:
+        pass  # not on the main thread, where no signal is handled
+    # To a pipe, print() would write when its buffer is full: the log would show lines minutes late.
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(line_buffering=True)
+
+
+def _ignore(number: int, frame: object) -> None:
+    """A signal handler."""
+
+
+def _write(sink: int, frame: bytes | tuple[bytes, bytes]) -> None:
+    """Write all of a frame. The pipe blocks: less than all is written only when a signal came in between."""
+    if type(frame) is bytes:
+        written = os.write(sink, frame)
+        if written == len(frame):
+            return
+        rest = [memoryview(frame)[written:]]
+    else:
+        rest = [memoryview(piece) for piece in frame]
+    while rest:
+        written = os.writev(sink, rest)
+        while rest and written >= len(rest[0]):
+            written -= len(rest.pop(0))
+        if written:
+            rest[0] = rest[0][written:]
+
+
+def _check_health(health_check: Callable[[], object] | None, replies: bool) -> bytes:
+    """The reply. Where the server does not want one, an unwell process says so by ending."""
+    try:
+        if health_check is not None:
+            health_check()
+    except Exception as error:
+        _report("the health check failed")
+        if not replies:
+            raise SystemExit(1) from None
+        return _health_reply(False, f"{type(error).__name__}: {error}"[:1000])
+    return _health_reply(True, "")
+
+
+def _report(what: str) -> None:
+    """Write the exception being handled to stderr, from the program's own frames on."""
+    kind, error, trace = sys.exc_info()
+    try:
+        print(f"poolparty: {what}", file=sys.stderr)
+        # The interpreter's own printer needs no import; `traceback` would cost the first error several ms.
+        sys.__excepthook__(kind, error, trace and trace.tb_next or trace)  # type: ignore[arg-type]
+        sys.stderr.flush()
+    except Exception:
+        pass  # a broken stderr, or an exception that cannot be printed, must not cost the client its answer
