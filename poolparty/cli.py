@@ -80,8 +80,8 @@ class PoolpartyConfig(Config):
         parser = argparse.ArgumentParser(
             prog=self.prog,
             usage=self.usage,
-            description="Serves CMD, a program that answers one request at a time, over HTTP from a pool of its "
-            "processes. A DURATION is a number of seconds, or a string such as 50ms, 60s, 1m30s.",
+            description="Serves CMD, a program that answers one request at a time, over HTTP from a pool of "
+            "its processes. A DURATION is a number of seconds, or a string such as 50ms, 60s, 1m30s.",
         )
         version = (
             f"poolparty {poolparty.__version__} "

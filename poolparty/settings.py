@@ -424,6 +424,11 @@ REFUSED = (
         lambda n: n <= 1,
         "an HTTP worker is one event loop; raise max_pool_size to run more requests at once",
     ),
+    Refusal(
+        "loglevel",
+        lambda level: level is None or level.lower() in {"debug", "info", "warning", "error", "critical"},
+        "there is no such level; give debug, info, warning, error or critical",
+    ),
     Refusal("max_requests", _unset, "HTTP workers run none of your code and need no recycling; leave it out"),
     Refusal(
         "reload", _unset, "there is no reloader yet; send `restart-workers` to the control socket, or SIGHUP"
@@ -467,7 +472,7 @@ REFUSED = (
     Refusal("dirty_workers", _unset, _DIRTY),
 )
 # Of the refused, those that are refused at an odd value only, and stay in `poolparty --help`.
-REFUSED_AT_ODD_VALUES = frozenset({"workers", "worker_connections"})
+REFUSED_AT_ODD_VALUES = frozenset({"loglevel", "workers", "worker_connections"})
 
 # Accepted, and nothing depends on them: they refine what is refused, or serve worker classes and parsers not
 # in use.
@@ -551,19 +556,19 @@ def _check_program(cfg: Config, options: Options) -> None:
             complaint("raw_env", cfg.settings["raw_env"].get(), "give each as NAME=value")
         ) from None
     program = options.pool_cmd[0]
-    if os.path.dirname(program):
-        place = os.path.join(cfg.settings["chdir"].get(), program)
-        where = f"there is no file {place}"
+    if not os.path.dirname(program):
+        if shutil.which(program, path=path) is None:
+            wrong = f"no program {program} is on the PATH; install it, or give its path"
+            raise ConfigError(complaint("pool_cmd", shlex.join(options.pool_cmd), wrong))
+        return
+    program = os.path.join(cfg.settings["chdir"].get(), program)
+    if not os.path.exists(program):
+        wrong = f"there is no file {program}; give the path of a program"
+    elif os.path.isdir(program) or not os.access(program, os.X_OK):
+        wrong = f"{program} is not executable; give a program, or the interpreter and then the file"
     else:
-        place = program
-        where = f"no program {program} is on the PATH"
-    if shutil.which(place, path=path) is None:
-        if os.path.isdir(place):
-            where = f"{place} is a directory"
-        elif place is not program and os.path.exists(place):
-            where = f"{place} is not executable"
-        wrong = f"{where}; install it, or give the path of the program"
-        raise ConfigError(complaint("pool_cmd", shlex.join(options.pool_cmd), wrong))
+        return
+    raise ConfigError(complaint("pool_cmd", shlex.join(options.pool_cmd), wrong))
 
 
 def _check_tls(cfg: Config) -> None:
