@@ -24,8 +24,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import gunicorn.config
-from gunicorn.config import Config, Setting, SettingMeta
+from gunicorn import util
+from gunicorn.config import Config, NewSSLContext, PostRequest, PreRequest, Setting, SettingMeta
 
 from poolparty.errors import ConfigError
 
@@ -144,7 +144,7 @@ def parse_address(value: object) -> str | None:
 
 def check_address(address: str) -> None:
     try:
-        parsed = gunicorn.config.util.parse_address(address)
+        parsed = util.parse_address(address)
     except RuntimeError:
         raise ValueError("this is no address; give HOST:PORT, unix:PATH or fd://N") from None
     if isinstance(parsed, tuple) and not 0 <= parsed[1] <= 65535:
@@ -440,8 +440,8 @@ REFUSED = (
     ),
     Refusal("paste", _is(None), _PASTE),
     Refusal("raw_paste_global_conf", _unset, _PASTE),
-    Refusal("pre_request", _default_hook(gunicorn.config.PreRequest), _WSGI_HOOK),
-    Refusal("post_request", _default_hook(gunicorn.config.PostRequest), _WSGI_HOOK),
+    Refusal("pre_request", _default_hook(PreRequest), _WSGI_HOOK),
+    Refusal("post_request", _default_hook(PostRequest), _WSGI_HOOK),
     Refusal(
         "protocol", _is("http", None), "GWorker speaks HTTP; use nginx's proxy_pass in place of uwsgi_pass"
     ),
@@ -561,7 +561,7 @@ def _check_program(cfg: Config, options: Options) -> None:
             wrong = f"no program {program} is on the PATH; install it, or give its path"
             raise ConfigError(complaint("pool_cmd", shlex.join(options.pool_cmd), wrong))
         return
-    program = os.path.join(cfg.settings["chdir"].get(), program)
+    program = os.path.normpath(os.path.join(cfg.settings["chdir"].get(), program))
     if not os.path.exists(program):
         wrong = f"there is no file {program}; give the path of a program"
     elif os.path.isdir(program) or not os.access(program, os.X_OK):
@@ -585,7 +585,7 @@ def _check_tls(cfg: Config) -> None:
             except OSError as error:
                 wrong = f"this cannot be read ({error.strerror}); give a file that can"
                 raise ConfigError(complaint(name, path, wrong)) from None
-    if cfg.settings["ssl_context"].get() is not gunicorn.config.NewSSLContext.default:
+    if cfg.settings["ssl_context"].get() is not NewSSLContext.default:
         return  # the user's own function decides what is loaded, and how
     try:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=cfg.settings["ca_certs"].get())
