@@ -63,7 +63,7 @@ def decode_uint_tail(buf: bytes, at: int, first: int) -> tuple[int, int]:
 
 
 def decode_string(buf: bytes, at: int) -> tuple[bytes, int]:
-    """Read string or data at `at`: (bytes, offset behind it). IndexError: it goes on behind the end of buf."""
+    """Read string or data at `at`: (bytes, offset behind it). IndexError: buf ends before it does."""
     size, at = decode_uint(buf, at)
     end = at + size
     if end > len(buf):

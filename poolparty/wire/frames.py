@@ -6,7 +6,8 @@
 Three ways to read, each rejecting an oversized length before a byte of its payload is wanted:
 `decode_request`/`decode_response` take one whole payload; `FrameReader` cuts a byte stream into payloads;
 `ResponseReader` is what an HTTP worker reads a child with: small responses come whole, large ones in pieces.
-A reader returns what it has, raises FrameError, or says "need more" by returning nothing; after a FrameError it is spent.
+A reader returns what it has, raises FrameError, or says "need more" by returning nothing; after a FrameError
+it is spent.
 """
 
 from __future__ import annotations
@@ -18,13 +19,17 @@ from poolparty.errors import FrameError
 from poolparty.wire.bare import UINT, decode_string, decode_uint, decode_uint_tail, encode_string, encode_uint
 
 MAX_PAYLOAD = 0x7FFFFFFF
-"""The largest payload, in bytes (the original's limit: its size field is read as a signed number elsewhere)."""
+"""The largest payload, in bytes (the original's limit: elsewhere its size is read as a signed number)."""
 
 WHOLE_RESPONSE = 64 * 1024
 """Up to this payload size a response is handed over whole; beyond it in pieces as they arrive."""
 
 MAX_RESPONSE_HEAD = 1024 * 1024
-"""A response's status and headers must be complete within so many bytes: Go's and Node's peers allow 1 MiB or less."""
+"""A response's status and headers must be complete within so many bytes: Go's and Node's peers allow 1 MiB at
+most."""
+
+SMALL_HEAD = 4 * 1024
+"""Up to so many bytes a large response's head is tried at every read; beyond it when they have doubled."""
 
 HTTP_REQUEST, HEALTH_CHECK_REQUEST = range(2)
 HTTP_RESPONSE, READY, HEALTH_REPLY = range(3)
@@ -235,8 +240,9 @@ def _decode_other(payload: bytes) -> Ready | HealthReply:
 def _decode_head(buf: bytes, start: int, end: int) -> tuple[ResponseHead, int, int] | None:
     """Read an HTTPResponse up to its body: (head, where the body's length stands, where the body starts).
 
-    The payload is buf[start:end] and buf may end earlier: then None says that more is needed. No string's end is
-    checked where it is cut: running off the end shows at the next length, and the body's must end at `end`.
+    The payload is buf[start:end] and buf may end earlier: then None says that more is needed. No string's
+    end is checked where it is cut: running off the end shows at the next length, and the body's must end at
+    `end`.
     """
     try:
         at = start + 1
@@ -317,10 +323,14 @@ class FrameReader:
 class ResponseReader:
     """Reads one child's responses for an HTTP worker: feed what was read, get the events it completes.
 
-    Between events it holds less than one head and one small response; a large body passes through.
+    Between events it holds less than one head and one small response; a large body passes through. What is
+    incomplete is kept in parts until it can be more than that: reading it anew at every part would take time
+    in the square of its size.
     """
 
-    _pending: bytes = b""
+    _parts: list[bytes] = field(default_factory=list)
+    _have: int = 0  # bytes in _parts
+    _need: int = 0  # bytes from which on it is worth looking at them again
     _body_left: int = 0
     _last: bytes = b"\xff"
     _last_head: ResponseHead = field(default_factory=lambda: ResponseHead(0, []))
@@ -328,11 +338,11 @@ class ResponseReader:
     @property
     def idle(self) -> bool:
         """Whether it stands between two responses."""
-        return not self._body_left and not self._pending
+        return not self._body_left and not self._parts
 
     def feed(self, data: bytes) -> Iterable[ResponseEvent]:
         """Events in order. FrameError: the framing is broken; what came before it is lost with the child."""
-        if not self._pending and not self._body_left and len(data) > 5:
+        if not self._parts and not self._body_left and len(data) > 5:
             # The path of nearly every response: one read, one frame, the head of the response before it.
             end = 4 + int.from_bytes(data[:4], "little")
             if end == len(data) <= WHOLE_RESPONSE and data.startswith(self._last, 4):
@@ -352,11 +362,16 @@ class ResponseReader:
             piece, data = memoryview(data)[: self._body_left], data[self._body_left :]
             self._body_left -= len(piece)
             events.append(ResponsePiece(piece, not self._body_left))
-        if self._pending:
-            data = self._pending + data
-            self._pending = b""
+        if self._parts:
+            self._parts.append(data)
+            self._have += len(data)
+            if self._have < self._need:
+                return events
+            data = b"".join(self._parts)
+            self._parts.clear()
         at = 0
-        while len(data) - at >= 4:
+        need = 4
+        while len(data) - at >= need:
             size = int.from_bytes(data[at : at + 4], "little")
             if size > MAX_PAYLOAD:
                 raise FrameError(f"a frame of {size} bytes is over the limit of {MAX_PAYLOAD}")
@@ -365,6 +380,7 @@ class ResponseReader:
             start, end = at + 4, at + 4 + size
             whole = end <= len(data)
             if not whole and (size <= WHOLE_RESPONSE or start == len(data)):
+                need = 4 + size if size <= WHOLE_RESPONSE else 5
                 break
             if data[start] != HTTP_RESPONSE:
                 if size > WHOLE_RESPONSE:
@@ -373,19 +389,22 @@ class ResponseReader:
             else:
                 decoded = _decode_head(data, start, end)
                 if decoded is None:
+                    have = len(data) - at
+                    need = have + 1 if have < SMALL_HEAD else min(2 * have, 4 + size, 5 + MAX_RESPONSE_HEAD)
                     break
                 head, length_at, body_at = decoded
                 self._last, self._last_head = data[start:length_at], head
                 if whole:
                     events.append(HTTPResponse(head, memoryview(data)[body_at:end]))
                 else:
-                    have = memoryview(data)[body_at:]
                     self._body_left = end - len(data)
                     events.append(ResponseStart(head, end - body_at))
-                    events.append(ResponsePiece(have, False))
+                    events.append(ResponsePiece(memoryview(data)[body_at:], False))
             at = end
         if at < len(data):
-            self._pending = data[at:] if at else data
+            self._parts.append(data[at:] if at else data)
+            self._have = len(data) - at
+            self._need = need
         return events
 
 

@@ -5,8 +5,8 @@
     seat -> arbiter   WANT                        a wake-up: how many wait and since when is on the scoreboard
                       RETURN  lease, reason
 
-A lease is a number that never repeats; `slot` is the child's row on the scoreboard. Both ends are ours and of one
-version, so a packet that does not decode is a bug: ValueError.
+A lease is a number that never repeats; `slot` is the child's row on the scoreboard. Both ends are ours and of
+one version, so a packet that does not decode is a bug: ValueError.
 """
 
 from __future__ import annotations
