@@ -1,7 +1,7 @@
 """Poolparty: an application server for programs that answer one request at a time.
 
-Imported by everyone: the `poolparty` command, gunicorn's master (which looks for `poolparty.GWorker`), and children
-written in Python that ask for `poolparty.serve`. So nothing is imported before it is asked for.
+Imported by everyone: the `poolparty` command, gunicorn's master (which looks for `poolparty.GWorker`), and
+children written in Python that ask for `poolparty.serve`. So nothing is imported before it is asked for.
 """
 
 from __future__ import annotations

@@ -7,10 +7,10 @@
 
     poolparty.serve(handler)
 
-Runs in the child: requests arrive as frames on descriptor 0, answers leave on descriptor 3, stdout and stderr are
-free for printing (docs/worker-protocol.md). One file, no dependency, Python 3.8 or later, since the child's
-interpreter need not be the server's. The import is part of every child's start: what only errors need, and what
-costs more than a fraction of a millisecond (typing, enum, re, json, urllib …), is not imported at the top.
+Runs in the child: requests arrive as frames on descriptor 0, answers leave on descriptor 3, stdout and stderr
+are free for printing (docs/worker-protocol.md). One file, no dependency, Python 3.8 or later, since the
+child's interpreter need not be the server's. The import is part of every child's start: what errors need,
+and what costs more than a fraction of a millisecond (typing, enum, re, json, urllib …), is not imported here.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from _collections_abc import Mapping  # what collections.abc exports; os has loa
 
 TYPE_CHECKING = False  # typing's constant of this name would cost the import of typing
 if TYPE_CHECKING:
-    from typing import Any, Callable, Iterator, Sequence, Union
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import Any, TypeAlias
 
-    HeaderValue = Union[str, Sequence[str]]
-    Body = Union[bytes, bytearray, memoryview, str]
-    Answer = Union["Response", Mapping[str, Any], bytes, str]
+    HeaderValue: TypeAlias = str | Sequence[str]
+    Body: TypeAlias = bytes | bytearray | memoryview | str
+    Answer: TypeAlias = "Response" | Mapping[str, Any] | bytes | str
 
 __all__ = ["Headers", "Request", "Response", "serve"]
 
@@ -41,13 +42,13 @@ HTTP_RESPONSE, READY, HEALTH_REPLY = 0, 1, 2
 def serve(handler: Callable[[Request], Answer], health_check: Callable[[], object] | None = None) -> None:
     """Answer requests with `handler(request)` until the server closes the pipe; then return.
 
-    The handler returns a Response, a dict with any of "status", "headers" and "body", a str (200, text/plain;
-    charset=utf-8) or bytes (200, application/octet-stream). What it raises, and an answer that is none of these,
-    is written to stderr with its traceback and answered `500 internal server error`; the process lives on.
-    SystemExit and KeyboardInterrupt are not caught: they end the process.
+    The handler returns a Response, a dict with any of "status", "headers" and "body", a str (200,
+    text/plain; charset=utf-8) or bytes (200, application/octet-stream). What it raises, and an answer that is
+    none of these, is written to stderr with its traceback and answered `500 internal server error`; the
+    process lives on. SystemExit and KeyboardInterrupt are not caught: they end it.
 
-    `health_check()` is called now and then while no request runs. If it raises, this process is unwell and will
-    be replaced; what it returns does not matter.
+    `health_check()` is called now and then while no request runs. If it raises, this process is unwell and
+    will be replaced; what it returns does not matter.
     """
     source, sink = _take_descriptors()
     _prepare_process()
@@ -72,7 +73,7 @@ def serve(handler: Callable[[Request], Answer], health_check: Callable[[], objec
                 if replies:
                     _write(sink, reply)
             else:
-                raise SystemExit(f"poolparty: request of unknown kind {tag}: this library is older than the server")
+                raise SystemExit(f"poolparty: a request of a kind this library does not know ({tag})")
     except BrokenPipeError:
         return  # the server has gone: nobody is left to be answered
 
@@ -80,8 +81,8 @@ def serve(handler: Callable[[Request], Answer], health_check: Callable[[], objec
 class Headers(Mapping):  # type: ignore[type-arg]  # Mapping[str, str] at run time would be typing's price on 3.8
     """A request's header fields: a read-only mapping whose lookup ignores case.
 
-    Names are as the server wrote them (`User-Agent`); of a field that was sent several times the values are joined
-    by `, ` (Cookie: `; `), so that every name is there once.
+    Names are as the server wrote them (`User-Agent`); of a field that was sent several times the values are
+    joined by `, ` (Cookie: `; `), so that every name is there once.
     """
 
     __slots__ = ("_fields", "_lower")
@@ -116,7 +117,7 @@ class Request:
 
     method          "GET", …
     uri             absolute: "http://example.org/path?query"
-    path, query     the uri's, as they were sent: percent-encoded, the query without its "?" ("" if there is none)
+    path, query     the uri's, as they were sent: percent-encoded; the query without "?", "" if there is none
     headers         Headers
     body            bytes
     remote_address  "host:port" ("[::1]:4711" for IPv6)
@@ -124,7 +125,7 @@ class Request:
     The server's requests are decoded when a field is first looked at: a handler pays for what it uses.
     """
 
-    __slots__ = ("_data", "_at", "method", "uri", "path", "query", "headers", "body", "remote_address")
+    __slots__ = ("_at", "_data", "body", "headers", "method", "path", "query", "remote_address", "uri")
 
     _data: bytes
     _at: int  # where in _data this request's next undecoded field begins
@@ -217,13 +218,20 @@ class Request:
 
 
 class Response:
-    """One HTTP response: status 200-599; headers a mapping of names to a str or, for a field that stands several
-    times, a list of str; body bytes, any bytes-like object, or a str, which is encoded as UTF-8. No header is added
-    but those the server owes (Content-Length, Date)."""
+    """One HTTP response.
 
-    __slots__ = ("status", "headers", "body")
+    status     200 to 599
+    headers    a mapping of names to a str or, for a field that stands several times, a list of str
+    body       bytes, bytearray, memoryview, or a str, which is encoded as UTF-8
 
-    def __init__(self, status: int = 200, headers: Mapping[str, HeaderValue] | None = None, body: Body = b"") -> None:
+    No header is added but those the server owes (Content-Length, Date …).
+    """
+
+    __slots__ = ("body", "headers", "status")
+
+    def __init__(
+        self, status: int = 200, headers: Mapping[str, HeaderValue] | None = None, body: Body = b""
+    ) -> None:
         self.status = status
         self.headers = headers
         self.body = body
@@ -336,7 +344,8 @@ def _framed(head: bytes, body: bytes) -> bytes | tuple[bytes, bytes]:
 
 
 _FAILED = _sized(
-    _status_and_one_header(500, "Content-Type", "text/plain; charset=utf-8") + _string("internal server error\n")
+    _status_and_one_header(500, "Content-Type", "text/plain; charset=utf-8")
+    + _string("internal server error\n")
 )
 
 
@@ -361,10 +370,10 @@ def _uint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _payloads(source: int) -> Iterator[tuple[bytes, int]]:
-    """The payload of each frame, as a buffer and the place in it where the payload begins, until the pipe's end.
+    """The payload of each frame, as a buffer and the place where it begins there, until the pipe's end.
 
-    Buffers are never written again: what lies behind the payload may be the next request, and a request kept by
-    the program stays what it was.
+    What lies behind it in the buffer may be the next request. Buffers are never written again: a request that
+    the program keeps stays what it was.
     """
     read = os.read
     data, at = b"", 0
@@ -391,7 +400,7 @@ def _payloads(source: int) -> Iterator[tuple[bytes, int]]:
 
 
 def _take_descriptors() -> tuple[int, int]:
-    """Take the two pipes for ourselves: (requests, answers), neither inherited by a program the handler starts.
+    """Take the two pipes, (requests, answers), so that no program the handler starts inherits them.
 
     Such a program would find our requests on its standard input and eat them; it finds /dev/null. So does
     whatever reads sys.stdin here.
@@ -413,10 +422,10 @@ def _take_descriptors() -> tuple[int, int]:
 
 
 def _prepare_process() -> None:
-    import _signal  # the C half of `signal`, whose other half imports enum
+    import _signal  # type: ignore[import-not-found]  # the C half of `signal`, whose other half imports enum
 
-    # A terminal's Ctrl-C is for the server, which then drains: this process ends when its pipe does. A handler and
-    # not SIG_IGN, because programs started from here would inherit that.
+    # A terminal's Ctrl-C is for the server, which then drains: this process ends when its pipe does. A
+    # handler and not SIG_IGN, because programs started from here would inherit that.
     try:
         if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
             _signal.signal(_signal.SIGINT, _ignore)
@@ -434,7 +443,7 @@ def _ignore(number: int, frame: object) -> None:
 
 def _write(sink: int, frame: bytes | tuple[bytes, bytes]) -> None:
     """Write all of a frame. The pipe blocks: less than all is written only when a signal came in between."""
-    if type(frame) is bytes:
+    if isinstance(frame, bytes):
         written = os.write(sink, frame)
         if written == len(frame):
             return
@@ -468,7 +477,8 @@ def _report(what: str) -> None:
     try:
         print(f"poolparty: {what}", file=sys.stderr)
         # The interpreter's own printer needs no import; `traceback` would cost the first error several ms.
-        sys.__excepthook__(kind, error, trace and trace.tb_next or trace)  # type: ignore[arg-type]
+        below = trace.tb_next if trace is not None and trace.tb_next is not None else trace
+        sys.__excepthook__(kind, error, below)  # type: ignore[arg-type]
         sys.stderr.flush()
     except Exception:
         pass  # a broken stderr, or an exception that cannot be printed, must not cost the client its answer
