@@ -1,0 +1,157 @@
+"""The `poolparty-ctl` command: says one command to a server's control socket and shows the answer.
+
+A process of its own, often started from scripts, so it imports neither gunicorn nor psutil. Output goes to
+stdout, an error to stderr. Exit status: 0 for OK, 1 for an error, 2 for a command line that cannot be
+understood.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+
+from poolparty import __version__
+from poolparty.errors import PoolpartyError
+from poolparty.wire.control import COMMANDS, UNKNOWN_COMMAND, join
+
+DEFAULT_SOCKET = "./poolparty.sock"
+SOCKET_VARIABLE = "POOLPARTY_CTL_SOCKET"
+
+USAGE = "usage: poolparty-ctl [--ctl-socket PATH] COMMAND [ARGUMENT …]"
+
+
+class UsageError(PoolpartyError):
+    """The command line cannot be understood."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the `poolparty-ctl` command; returns the exit status."""
+    # Ends quietly where the reader of a pipe has gone, as other commands do.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    try:
+        return run(sys.argv[1:] if argv is None else argv)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except UsageError as error:
+        print(f"poolparty-ctl: {error}\n{USAGE}\nTry `poolparty-ctl --help`.", file=sys.stderr)
+        return 2
+    except PoolpartyError as error:
+        print(f"poolparty-ctl: {error}", file=sys.stderr)
+        return 1
+
+
+def run(argv: Sequence[str]) -> int:
+    """Do what the command line says. Raises UsageError, PoolpartyError for a server that cannot be asked."""
+    path = os.environ.get(SOCKET_VARIABLE) or DEFAULT_SOCKET
+    words: list[str] = []
+    arguments = iter(argv)
+    for argument in arguments:
+        if argument == "--ctl-socket" or argument.startswith("--ctl-socket="):
+            _, given, value = argument.partition("=")
+            path = value if given else next(arguments, "")
+            if not path:
+                raise UsageError("--ctl-socket wants the path of a control socket")
+        elif words:
+            words.append(argument)
+        elif argument in ("-h", "--help"):
+            print(help_text(), end="")
+            return 0
+        elif argument == "--version":
+            print(f"poolparty-ctl {__version__}")
+            return 0
+        elif argument.startswith("-"):
+            raise UsageError(f"there is no option {argument}")
+        else:
+            words.append(argument)
+    if not words:
+        print(help_text(), end="", file=sys.stderr)
+        return 2
+    if words[0] not in {command.name for command in COMMANDS}:
+        raise UsageError(UNKNOWN_COMMAND)
+    return ask(path, words)
+
+
+def help_text() -> str:
+    """What --help prints; the commands come from the table that the server answers by."""
+    width = max(len(f"{command.name} {command.arguments}") for command in COMMANDS)
+    lines = [f"  {f'{command.name} {command.arguments}':{width}}  {command.help}" for command in COMMANDS]
+    return "\n".join(
+        [
+            USAGE,
+            "",
+            "Says one command to a running server and shows the answer.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "options:",
+            f"  --ctl-socket PATH  the server's control socket; without it ${SOCKET_VARIABLE} is used,",
+            f"                     or else {DEFAULT_SOCKET}",
+            "  --help, --version",
+            "",
+            "Exit status: 0 if the server says OK, 1 if not, 2 if the command line makes no sense.",
+            "",
+        ]
+    )
+
+
+def ask(path: str, words: Sequence[str]) -> int:
+    """Say the command and print its output as it comes; returns the exit status."""
+    with connect(path) as server:
+        try:
+            server.sendall(join(words), socket.MSG_NOSIGNAL)
+            server.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # refused: why, stands in the answer
+        for line in answer_lines(server):
+            if line == b"OK\n":
+                return 0
+            if line.startswith(b"ERROR: "):
+                sys.stderr.buffer.write(b"poolparty-ctl: " + line.removeprefix(b"ERROR: "))
+                return 1
+            sys.stdout.buffer.write(line)
+            sys.stdout.buffer.flush()
+    if words[0] == "exit":
+        return 0
+    raise PoolpartyError(f"the server at {path} closed the connection before it had answered: it is stopping")
+
+
+def connect(path: str) -> socket.socket:
+    """A connection to the control socket; PoolpartyError says why there is none."""
+    server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        server.connect(path)
+    except OSError as error:
+        server.close()
+        raise PoolpartyError(_no_connection(path, error)) from None
+    return server
+
+
+def _no_connection(path: str, error: OSError) -> str:
+    elsewhere = f"name the server's socket with --ctl-socket PATH or ${SOCKET_VARIABLE}"
+    if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        return f"no server has its control socket at {path}; start one there, or {elsewhere}"
+    if error.errno == errno.ECONNREFUSED:
+        return f"nobody answers at {path}: its server has ended; start it again, or {elsewhere}"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return (
+            f"the control socket {path} is for root and the user who runs the server; run this as one of them"
+        )
+    return f"cannot connect to {path} ({error.strerror or error}); {elsewhere}"
+
+
+def answer_lines(server: socket.socket) -> Iterator[bytes]:
+    """The lines of the answer, each as soon as it is whole."""
+    with server.makefile("rb") as lines:
+        try:
+            yield from lines
+        except ConnectionError:
+            return
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,231 @@
+"""What the pool is doing, as one object, and as text and collectd's lines made from it.
+
+`snapshot` runs in the pool thread under its lock; it reads the scoreboard and, through `sampling`, the
+process table. `text` and `collectd` are functions of the object alone. Times in it are seconds, sizes bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from poolparty.arbiter import sampling
+from poolparty.pool.child import LIVE_STATES, READY_STATES, State
+from poolparty.stats.counters import COUNTERS, OUTCOMES
+from poolparty.stats.scoreboard import COUNTER_INDEX, ChildWord, Scoreboard, SeatWord
+
+Snapshot = dict[str, Any]
+
+
+class _Child(Protocol):
+    @property
+    def pid(self) -> int: ...
+    @property
+    def state(self) -> State: ...
+    @property
+    def generation(self) -> int: ...
+    @property
+    def spawned_at(self) -> float: ...
+    @property
+    def slot(self) -> int: ...
+    @property
+    def seat(self) -> int | None: ...
+
+
+class _Seat(Protocol):
+    @property
+    def id(self) -> int: ...
+    @property
+    def pid(self) -> int | None: ...
+
+
+class _Options(Protocol):
+    @property
+    def pool_cmd(self) -> tuple[str, ...]: ...
+    @property
+    def min_pool_size(self) -> int: ...
+    @property
+    def max_pool_size(self) -> int: ...
+
+
+class _Policy(Protocol):
+    @property
+    def target(self) -> int: ...
+    @property
+    def generation(self) -> int: ...
+    @property
+    def restarting(self) -> bool: ...
+
+
+class Pool(Protocol):
+    """What is read of the PoolThread."""
+
+    @property
+    def children(self) -> Mapping[int, _Child]: ...
+    @property
+    def seats(self) -> Mapping[int, _Seat]: ...
+    @property
+    def policy(self) -> _Policy: ...
+    @property
+    def options(self) -> _Options: ...
+    @property
+    def scoreboard(self) -> Scoreboard: ...
+    @property
+    def started_at(self) -> float: ...
+    @property
+    def counters(self) -> Mapping[str, int]: ...
+
+
+def snapshot(pool: Pool, sampler: sampling.Sampler = sampling.processes) -> Snapshot:
+    """The object that `stats --json` prints; docs/control-socket.md says what stands in it."""
+    now = time.monotonic()
+    words = pool.scoreboard.words
+    seats = {seat.id: seat.pid for seat in pool.seats.values() if seat.pid}
+    usage = sampler.sample({*seats.values(), *(child.pid for child in pool.children.values())})
+
+    def used(pid: int) -> dict[str, Any]:
+        sample = usage.get(pid)
+        return {"rss": sample and sample.rss, "cpu_percent": sample and sample.cpu_percent}
+
+    http_workers = []
+    queued = 0
+    longest_wait = 0.0
+    for seat, pid in seats.items():
+        base = pool.scoreboard.seat_base(seat)
+        waiting, oldest = words[base + SeatWord.QUEUED], pool.scoreboard.times[base + SeatWord.OLDEST]
+        queued += waiting
+        if waiting and oldest:
+            longest_wait = max(longest_wait, now - oldest)
+        http_workers.append(
+            {
+                "pid": pid,
+                "connections": words[base + SeatWord.CONNECTIONS],
+                "requests": words[base + COUNTER_INDEX["requests"]],
+                "queued": waiting,
+                "draining": bool(words[base + SeatWord.DRAINING]),
+                **used(pid),
+            }
+        )
+
+    children = []
+    counts = dict.fromkeys(("workers", "idle", "busy", "booting", "ending"), 0)
+    for child in pool.children.values():
+        if child.state is State.GONE:
+            continue
+        busy = not pool.scoreboard.child_is_idle(child.slot)
+        counts["workers"] += child.state in LIVE_STATES
+        counts["booting"] += child.state is State.BOOTING
+        counts["ending"] += child.state is State.ENDING
+        counts["busy"] += child.state in READY_STATES and busy
+        counts["idle"] += child.state in READY_STATES and not busy
+        children.append(
+            {
+                "pid": child.pid,
+                "state": _shown(child.state, busy),
+                "requests": words[pool.scoreboard.child_base(child.slot) + ChildWord.ANSWERED],
+                "age": round(max(now - child.spawned_at, 0.0), 1),
+                "generation": child.generation,
+                "http_worker": None if child.seat is None else seats.get(child.seat),
+                **used(child.pid),
+            }
+        )
+
+    totals = pool.scoreboard.totals()
+    return {
+        "uptime": round(max(now - pool.started_at, 0.0), 1),
+        "http_workers": http_workers,
+        "pools": [
+            {
+                "name": "default",
+                "command": shlex.join(pool.options.pool_cmd),
+                **counts,
+                "queued": queued,
+                "longest_wait": round(longest_wait, 3),
+                "min": pool.options.min_pool_size,
+                "max": pool.options.max_pool_size,
+                "target": pool.policy.target,
+                "generation": pool.policy.generation,
+                "restarting": pool.policy.restarting,
+                "restarts": pool.counters.get("restarts", 0),
+                "requests": totals["requests"],
+                "outcomes": {name: totals[name] for name in OUTCOMES},
+                "counters": {
+                    **{name: count for name, count in totals.items() if name not in OUTCOMES},
+                    **{f"worker_{name}": count for name, count in pool.counters.items()},
+                },
+                "children": children,
+            }
+        ],
+    }
+
+
+def _shown(state: State, busy: bool) -> str:
+    """A child's state as a user sees it: who holds it between two requests is the server's affair."""
+    if state in (State.LENT, State.RECALLED):
+        return "busy" if busy else "idle"
+    return state.value
+
+
+def _figures(pool: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, int]]:
+    """A pool's gauges and counters by the names they are shown under; the original's come first."""
+    gauges = {name: pool[name] for name in ("workers", "idle", "busy", "booting", "queued")}
+    counters = {"worker-restarts": pool["restarts"]}
+    for counter in COUNTERS:
+        group = pool["outcomes"] if counter.outcome else pool["counters"]
+        counters[counter.name.replace("_", "-")] = group[counter.name]
+    for name, count in pool["counters"].items():
+        counters.setdefault(name.replace("_", "-"), count)
+    return gauges, counters
+
+
+def text(snapshot: Snapshot) -> str:
+    """The output of `stats`: the original's two lines, then ours, then a line a child."""
+    pool = snapshot["pools"][0]
+    gauges, counters = _figures(pool)
+    lines = [
+        f"workers={gauges.pop('workers')}",
+        f"worker-restarts={counters.pop('worker-restarts')}",
+        f"uptime-seconds={snapshot['uptime']:.0f}",
+        *(f"{name}={count}" for name, count in (counters | gauges).items()),
+        f"http-workers={len(snapshot['http_workers'])}",
+        *(_child_line(child) for child in pool["children"]),
+    ]
+    return "".join(line + "\n" for line in lines)
+
+
+def _child_line(child: Mapping[str, Any]) -> str:
+    """How `text` shows a child; a dash stands for what could not be measured."""
+    rss, cpu = ("-" if child[name] is None else child[name] for name in ("rss", "cpu_percent"))
+    return (
+        f"worker pid={child['pid']} state={child['state']} requests={child['requests']}"
+        f" age={child['age']:.0f} rss={rss} cpu={cpu}"
+    )
+
+
+def one_line(snapshot: Snapshot) -> str:
+    """The output of `stats --json`."""
+    return json.dumps(snapshot) + "\n"
+
+
+def collectd(snapshot: Snapshot, host: str, interval: int, label: str, now: float) -> str:
+    """Lines of collectd's text protocol, the original's first. `label` may be empty; `now` is time.time()."""
+    gauges, counters = _figures(snapshot["pools"][0])
+    gauges["http-workers"] = len(snapshot["http_workers"])
+    gauges["connections"] = sum(worker["connections"] for worker in snapshot["http_workers"])
+    figures = [("gauge", "workers", gauges.pop("workers"))]
+    figures += [("counter", name, count) for name, count in counters.items()]
+    figures += [("gauge", name, value) for name, value in gauges.items()]
+    plugin = f"{_identifier(host)}/poolparty{'-' if label else ''}{_identifier(label)}"
+    return "".join(
+        f"putval {plugin}/{kind}-{name} interval={interval} {int(now)}:{value}\n"
+        for kind, name, value in figures
+    )
+
+
+def _identifier(part: str) -> str:
+    """Without what would end a part of collectd's identifier, or the word or line it stands in."""
+    return re.sub(r"[\s/\"'\\\x00-\x1f\x7f]", "_", part)
