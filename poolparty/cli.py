@@ -54,7 +54,7 @@ DEFAULTS: dict[str, Any] = {
 HIDDEN = (
     {refusal.name for refusal in REFUSED} - REFUSED_AT_ODD_VALUES
     | WITHOUT_EFFECT
-    | {"worker_class", "asgi_loop", "control_socket", "control_socket_mode", "control_socket_disable"}
+    | {"worker_class", "control_socket", "control_socket_mode", "control_socket_disable"}
 )
 # gunicorn's first line of these is not a whole sentence, or not about us.
 HELP = {

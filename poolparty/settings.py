@@ -456,11 +456,6 @@ REFUSED = (
     Refusal("http2_cleartext", _is("off"), "GWorker speaks HTTP/1.1 only; leave it out"),
     Refusal("http_parser", _is("auto"), "GWorker has a parser of its own; leave it out"),
     Refusal(
-        "header_map",
-        _is("drop", "dangerous", None),
-        "headers reach a child under their own names; leave it out",
-    ),
-    Refusal(
         "root_path", _unset, "children see the path as the client sent it; have the proxy in front rewrite it"
     ),
     Refusal("permit_obsolete_folding", _unset, _LLHTTP),
@@ -480,6 +475,7 @@ WITHOUT_EFFECT = frozenset(
     (
         "asgi_disconnect_grace_period",
         "asgi_lifespan",
+        "asgi_loop",
         "dirty_graceful_timeout",
         "dirty_post_fork",
         "dirty_threads",
@@ -487,7 +483,6 @@ WITHOUT_EFFECT = frozenset(
         "dirty_worker_exit",
         "dirty_worker_init",
         "do_handshake_on_connect",
-        "forwarder_headers",
         "http2_initial_window_size",
         "http2_max_concurrent_streams",
         "http2_max_frame_size",

@@ -388,9 +388,9 @@ BY_GUNICORN = set(
     worker_tmp_dir workers""".split()
 )
 BY_GWORKER = set(
-    """access_log_format asgi_loop ca_certs cert_reqs certfile ciphers forwarded_allow_ips keepalive keyfile
-    limit_request_field_size limit_request_fields limit_request_line post_worker_init secure_scheme_headers
-    ssl_context worker_abort worker_connections worker_int""".split()
+    """access_log_format ca_certs cert_reqs certfile ciphers forwarded_allow_ips forwarder_headers
+    header_map keepalive keyfile limit_request_field_size limit_request_fields limit_request_line
+    post_worker_init secure_scheme_headers ssl_context worker_abort worker_connections worker_int""".split()
 )
 
 
@@ -420,7 +420,6 @@ ASKED_FOR = {
     "http_protocols": "h2,h1",
     "http2_cleartext": "upgrade",
     "http_parser": "python",
-    "header_map": "refuse",
     "root_path": "/api",
     "permit_obsolete_folding": True,
     "strip_header_spaces": True,
