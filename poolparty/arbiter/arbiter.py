@@ -1,0 +1,477 @@
+"""PoolArbiter: gunicorn's arbiter with a pool of children beside its HTTP workers. Runs in the master's main thread.
+
+Each method here either gives the pool its part in something (start, forks, reaping, reload, stop) or mends
+what gunicorn 27.0.1 does in a way that would end or stall a server: a reload with a broken configuration exits, and waits
+up to graceful_timeout on this thread; a fork that fails with EAGAIN exits; an HTTP worker that does not boot stops
+everything however long the server has run; a draining worker is counted as one that serves.
+
+With the `poolparty` command it is a PoolArbiter from the start. With stock gunicorn GWorker.check_config calls
+`check_config` here, which has the hook `when_ready` turn the instance into one, before the first fork.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import queue
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from gunicorn import sock, systemd
+from gunicorn.arbiter import Arbiter
+from gunicorn.config import Config
+from gunicorn.errors import HaltServer
+from gunicorn.pidfile import Pidfile
+
+from poolparty.arbiter.pool_thread import PoolThread, Seat
+from poolparty.errors import ConfigError
+from poolparty.settings import Options, serves_a_pool
+
+MAX_BOOT_DELAY = 30.0
+"""Seconds between two tries to start HTTP workers that do not boot; the first is after one, then doubled."""
+
+DRAIN_MARGIN = 5.0
+"""Seconds beyond graceful_timeout after which an HTTP worker that drains is killed: it ends itself before."""
+
+KILLED_WAIT = 5.0
+"""Seconds to wait for processes that were sent SIGKILL."""
+
+QUICK_STOP = 2.0
+"""Seconds HTTP workers have to leave once a stop has become quick, as gunicorn has it."""
+
+
+def check_config(cfg: Config, log: Any) -> None:
+    """For GWorker.check_config: in the master, before the arbiter is ready. Exits the start with one sentence."""
+    try:
+        Options.from_cfg(cfg)
+    except ConfigError as error:
+        raise RuntimeError(str(error)) from None
+    users = cfg.when_ready
+    if getattr(users, "adopts", False):
+        return
+
+    def when_ready(server: Arbiter) -> None:
+        adopt(server)
+        users(server)
+
+    when_ready.adopts = True  # type: ignore[attr-defined]
+    cfg.set("when_ready", when_ready)
+
+
+def adopt(arbiter: Arbiter) -> None:
+    """Turn a stock arbiter that has just started into a PoolArbiter, and start its pool."""
+    if isinstance(arbiter, PoolArbiter):
+        return
+    arbiter.__class__ = PoolArbiter
+    try:
+        arbiter.claim_pool()
+    except ConfigError as error:
+        # It has bound its sockets and written its pid already, and run() is not yet where it would clean up.
+        sock.close_sockets(arbiter.LISTENERS, not arbiter.systemd and arbiter.master_pid == 0)
+        if arbiter.pidfile is not None:
+            arbiter.pidfile.unlink()
+        raise RuntimeError(str(error)) from None
+    arbiter.start_pool()
+
+
+class PoolArbiter(Arbiter):
+    """The pool is made by claim_pool, since __init__ runs for a part of the instances only."""
+
+    pool: PoolThread
+
+    # --- start ---------------------------------------------------------------------------------------------
+
+    def claim_pool(self) -> None:
+        """Make the pool and take its control socket. ConfigError: the path is in use."""
+        self.pool = PoolThread(
+            Options.from_cfg(self.cfg), self.cfg, self.log, on_failure=self.wakeup, on_ready=self.wakeup
+        )
+        self.seats: dict[int, Seat] = {}  # by the pid of the HTTP worker
+        self.draining: dict[int, float] = {}  # HTTP workers told to leave, and when
+        self.stale_age = 0  # HTTP workers up to this age are to be replaced: a reload is under way
+        self.served = False  # whether any HTTP worker has booted
+        self.boot_failures = 0
+        self.not_before = 0.0  # no HTTP worker is started before this time
+        self.quick = False
+        self.ready_told = True
+        self.title = ""
+        self.pool.claim()
+
+    def start_pool(self) -> None:
+        self.pool.start()
+
+    def start(self) -> None:
+        """As gunicorn's, but ready is told when a child is, and the control socket's path is taken before all else."""
+        try:
+            self.claim_pool()
+        except ConfigError as error:
+            raise RuntimeError(str(error)) from None
+        notify = os.environ.pop("NOTIFY_SOCKET", None)
+        try:
+            super().start()
+        except BaseException:
+            self.pool.stop(False)
+            raise
+        finally:
+            if notify is not None:
+                os.environ["NOTIFY_SOCKET"] = notify
+        self.ready_told = False
+        self.start_pool()
+
+    def maybe_promote_master(self) -> None:
+        """Called first in each round of gunicorn's main loop, and so our part of it too."""
+        super().maybe_promote_master()
+        if self.pool.failure is not None:
+            raise HaltServer(f"The pool thread failed: {self.pool.failure!r}", 1)
+        if not self.ready_told and self.pool.ready:
+            self.ready_told = True
+            systemd.sd_notify("READY=1\nSTATUS=Poolparty serves", self.log)
+        title = f"poolparty: {self.master_name.lower()} [{self.proc_name}]"
+        if title != self.title:
+            self.title = title
+            _set_title(title)
+
+    # --- HTTP workers --------------------------------------------------------------------------------------
+
+    def spawn_worker(self) -> int | None:
+        """Fork an HTTP worker with a seat. None: there was no room for one; it is tried again later."""
+        parent = os.getpid()
+        seat = None
+        try:
+            seat = self.pool.open_seat()
+            self.worker_class = functools.partial(self.cfg.worker_class, seat=seat)
+            pid: int = super().spawn_worker()
+        except BaseException as error:
+            # The HTTP worker itself leaves through here, by SystemExit: it has nothing to put back.
+            if os.getpid() != parent:
+                raise
+            if seat is not None:
+                self.pool.abandon_seat(seat)
+            if not isinstance(error, OSError):
+                raise
+            delay = self.delay_spawning()
+            self.log.error("An HTTP worker could not be started (%s); next try in %g s", error, delay)
+            return None
+        seat.forked(pid)
+        self.seats[pid] = seat
+        return pid
+
+    def spawn_workers(self) -> None:
+        if time.monotonic() < self.not_before:
+            return
+        for _ in range(self.num_workers - len(self.serving())):
+            if self.spawn_worker() is None:
+                break
+
+    def serving(self) -> list[int]:
+        """HTTP workers that are to stay, oldest first."""
+        workers = sorted(self.WORKERS.items(), key=lambda item: item[1].age)
+        return [pid for pid, worker in workers if pid not in self.draining and worker.age > self.stale_age]
+
+    def delay_spawning(self) -> float:
+        """After a failure: how long until the next try."""
+        delay = min(2.0**self.boot_failures, MAX_BOOT_DELAY)
+        self.boot_failures = min(self.boot_failures + 1, 10)
+        self.not_before = time.monotonic() + delay
+        return delay
+
+    def manage_workers(self) -> None:
+        """Keep num_workers of them beside those that drain; after a reload the old ones stay until the new ones serve."""
+        if len(self.serving()) < self.num_workers:
+            self.spawn_workers()
+        serving = self.serving()
+        booted = [pid for pid in serving if self.seats[pid].booted]
+        if booted:
+            self.served = True
+            self.boot_failures = 0
+        leaving = serving[: max(len(serving) - self.num_workers, 0)]
+        if len(booted) >= self.num_workers:
+            leaving += [pid for pid, worker in self.WORKERS.items() if worker.age <= self.stale_age]
+        now = time.monotonic()
+        for pid in leaving:
+            if pid not in self.draining:
+                self.draining[pid] = now
+                self.kill_worker(pid, signal.SIGTERM)
+        for pid, since in self.draining.items():
+            if now > since + self.cfg.graceful_timeout + DRAIN_MARGIN:
+                self.kill_worker(pid, signal.SIGKILL)
+
+    def kill_worker(self, pid: int, sig: int) -> None:
+        """A process that is gone stays on the books until it is reaped, which is the one place that ends a worker."""
+        try:
+            os.kill(pid, sig)
+        except ProcessLookupError:
+            return
+        if sig in (signal.SIGTERM, signal.SIGKILL):
+            self._stats["workers_killed"] += 1
+
+    def reap_workers(self) -> None:
+        """Take each process that has ended to its one home: the pool, or ours. Nobody else waits for any process."""
+        while True:
+            with self.pool.lock:
+                try:
+                    ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                except ChildProcessError:
+                    return
+                if ended is None:
+                    return
+                if self.pool.child_exited(ended.si_pid):
+                    continue
+                pid, status = os.waitpid(ended.si_pid, os.WNOHANG)
+            if pid:
+                self.worker_ended(pid, status)
+
+    def worker_ended(self, pid: int, status: int) -> None:
+        """A process that is no child of the pool has been reaped."""
+        if pid == self.reexec_pid:
+            self.reexec_pid = 0
+            return
+        if pid == self.dirty_arbiter_pid:
+            self.handle_dirty_arbiter_exit(pid, status)
+            return
+        worker = self.WORKERS.pop(pid, None)
+        if worker is None:
+            # An orphan that the kernel gave to us as process 1.
+            self.log.debug("Reaped unknown child process (pid:%s, status:%s)", pid, status)
+            return
+        seat = self.seats.pop(pid)
+        self.pool.seat_reaped(seat)
+        draining = self.draining.pop(pid, None) is not None
+        self.log_worker_exit(pid, status)
+        worker.tmp.close()
+        self.cfg.child_exit(self, worker)
+        if seat.booted or draining:
+            return
+        code = os.waitstatus_to_exitcode(status)
+        if not self.served and code == self.WORKER_BOOT_ERROR:
+            raise HaltServer("Worker failed to boot.", self.WORKER_BOOT_ERROR)
+        if not self.served and code == self.APP_LOAD_ERROR:
+            raise HaltServer("App failed to load.", self.APP_LOAD_ERROR)
+        self.log.error("An HTTP worker did not boot; next try in %g s", self.delay_spawning())
+
+    def log_worker_exit(self, pid: int, status: int) -> None:
+        """In gunicorn's words, which people search for."""
+        code = os.waitstatus_to_exitcode(status)
+        if code > 0:
+            self.log.error("Worker (pid:%s) exited with code %s.", pid, code)
+        elif code < 0:
+            try:
+                name = signal.Signals(-code).name
+            except ValueError:
+                name = f"signal {-code}"
+            if -code == signal.SIGKILL:
+                self.log.error("Worker (pid:%s) was sent %s! Perhaps out of memory?", pid, name)
+            elif -code == signal.SIGTERM:
+                self.log.info("Worker (pid:%s) was sent %s!", pid, name)
+            else:
+                self.log.warning("Worker (pid:%s) was sent %s!", pid, name)
+
+    # --- signals -------------------------------------------------------------------------------------------
+
+    def handle_int(self) -> None:
+        """Drain, as at SIGTERM; a second one, seen in `stop`, is quick."""
+        raise StopIteration
+
+    def handle_winch(self) -> None:
+        """Drain the HTTP workers, as in an upgrade; gunicorn does so only when daemonised, to spare resized terminals."""
+        if not self.cfg.daemon and os.isatty(sys.stdin.fileno() if sys.stdin is not None else -1):
+            self.log.debug("SIGWINCH ignored: it is a terminal's")
+            return
+        self.log.info("graceful stop of workers")
+        self.num_workers = 0
+        self.manage_workers()
+
+    # --- reload --------------------------------------------------------------------------------------------
+
+    def reload(self) -> None:
+        """Load the new configuration first and keep the old one on any error; then replace HTTP workers and children.
+
+        Nothing is waited for: manage_workers ends the old HTTP workers once the new ones serve.
+        """
+        old_cfg = self.cfg
+        listeners = None
+        with _Restored(self.app) as restored:
+            options = self.load_config()
+            if options is not None:
+                listeners = self.new_listeners(old_cfg)
+            if options is None or listeners is None:
+                return
+            restored.keep()
+        self._stats["reloads"] += 1
+        self.setup(self.app)
+        self.log.reopen_files()
+        for listener in self.LISTENERS:
+            if listener not in listeners:
+                listener.close()
+        if listeners != self.LISTENERS:
+            self.LISTENERS = listeners
+            self.log.info("Listening at: %s", ",".join(str(listener) for listener in listeners))
+        self.cfg.on_reload(self)
+        if self.pidfile is not None:
+            self.pidfile.unlink()
+            self.pidfile = None
+        if self.cfg.pidfile is not None:
+            self.pidfile = Pidfile(self.cfg.pidfile)
+            self.pidfile.create(self.pid)
+        self.stale_age = self.worker_age
+        self.boot_failures, self.not_before = 0, 0.0
+        if options.ctl_socket != self.pool.options.ctl_socket:
+            self.log.warning("ctl_socket stays what it was at the start; restart the server to change it")
+        self.pool.reload(options, self.cfg, self.reloaded)
+        self.manage_workers()
+
+    def reloaded(self, error: str | None) -> None:
+        """Called in the pool thread when the children are replaced, or not."""
+        if error is None:
+            self.pool.log.info("The workers are those of the new configuration")
+        else:
+            self.pool.log.error("The workers stay those of the old configuration: %s", error)
+
+    def load_config(self) -> Options | None:
+        """Read the configuration anew into self.app.cfg, from where the server was started. None: it cannot be used."""
+        try:
+            os.chdir(self.START_CTX["cwd"])
+        except OSError:
+            pass  # gone; what is relative then is relative to where we are
+        try:
+            self.app.load_default_config()
+            self.app.load_config()
+            self.app.cfg.validate()
+            if not serves_a_pool(self.app.cfg):
+                raise ConfigError(f"worker_class = {self.app.cfg.worker_class_str}: only a restart can change it.")
+            return Options.from_cfg(self.app.cfg)
+        except SystemExit:
+            # Whoever exits has said why on standard error.
+            self.log.error("The new configuration cannot be read; the server goes on with the old one")
+        except Exception as error:
+            self.log.error("The new configuration cannot be used; the server goes on with the old one: %s", error)
+        return None
+
+    def new_listeners(self, old_cfg: Config) -> list[Any] | None:
+        """The sockets of self.app.cfg, those that stay taken over. None: one of them cannot be had."""
+        cfg = self.app.cfg
+        if cfg.address == old_cfg.address:
+            return self.LISTENERS
+        stay = dict(zip(old_cfg.address, self.LISTENERS, strict=False))
+        opened = []
+        listeners = []
+        try:
+            for address in cfg.address:
+                if address not in stay:
+                    opened += sock.create_sockets(_OneAddress(cfg, address), self.log)
+                    listeners.append(opened[-1])
+                else:
+                    listeners.append(stay[address])
+        except (Exception, SystemExit) as error:
+            for listener in opened:
+                listener.close()
+            self.log.error("The new addresses cannot be served; the server goes on with the old ones: %s", error)
+            return None
+        return listeners
+
+    # --- stop ----------------------------------------------------------------------------------------------
+
+    def handle_quit(self) -> None:
+        self.quick = True
+        raise StopIteration
+
+    def stop(self, graceful: bool = True) -> None:
+        """HTTP workers first, which need the children for what they run, then the children. SIGINT or SIGQUIT hurries."""
+        unlink = self.reexec_pid == self.master_pid == 0 and not self.systemd and not self.cfg.reuse_port
+        sock.close_sockets(self.LISTENERS, unlink)
+        self.LISTENERS = []
+        self.quick = self.quick or not graceful
+        limit = time.monotonic() + (QUICK_STOP if self.quick else self.cfg.graceful_timeout)
+        self.kill_workers(signal.SIGQUIT if self.quick else signal.SIGTERM)
+        while self.WORKERS and time.monotonic() < limit:
+            if self.hurried(0.1):
+                self.kill_workers(signal.SIGQUIT)
+                limit = time.monotonic() + QUICK_STOP
+            self.reap_when_stopping()
+        self.kill_workers(signal.SIGKILL)
+        limit = time.monotonic() + KILLED_WAIT
+        while self.WORKERS and time.monotonic() < limit:
+            self.hurried(0.1)
+            self.reap_when_stopping()
+        self.pool.begin_stop(not self.quick)
+        while not self.pool.wait_stopped(0.05):
+            if self.hurried(0.0):
+                self.pool.begin_stop(False)
+            self.reap_when_stopping()
+        self.reap_when_stopping()
+
+    def hurried(self, timeout: float) -> bool:
+        """Wait for a signal, SIGCHLD being one: whether the stop has just become a quick one."""
+        before = self.quick
+        try:
+            number = self.SIG_QUEUE.get(timeout=timeout) if timeout else self.SIG_QUEUE.get_nowait()
+            while True:
+                if number in (signal.SIGINT, signal.SIGQUIT) and not self.quick:
+                    self.log.info("Quick shutdown requested")
+                    self.quick = True
+                number = self.SIG_QUEUE.get_nowait()
+        except queue.Empty:
+            pass
+        return self.quick and not before
+
+    def reap_when_stopping(self) -> None:
+        try:
+            self.reap_workers()
+        except HaltServer:
+            pass  # it stops already
+
+
+class _Restored:
+    """Puts environment, working directory and app.cfg back at the end of the block unless `keep` was called."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    def __enter__(self) -> _Restored:
+        self.cfg, self.cwd, self.environ, self.path = self.app.cfg, os.getcwd(), dict(os.environ), sys.path[:]
+        # The configuration is read in the environment that the server was started in.
+        for key in self.cfg.env:
+            if key in self.cfg.env_orig:
+                os.environ[key] = self.cfg.env_orig[key]
+            else:
+                os.environ.pop(key, None)
+        self.undo: Callable[[], None] | None = self._undo
+        return self
+
+    def keep(self) -> None:
+        self.undo = None
+
+    def _undo(self) -> None:
+        self.app.cfg = self.cfg
+        os.environ.clear()
+        os.environ.update(self.environ)
+        sys.path[:] = self.path
+        os.chdir(self.cwd)
+
+    def __exit__(self, *exc: object) -> None:
+        if self.undo is not None:
+            self.undo()
+
+
+class _OneAddress:
+    """A configuration with one address, for sock.create_sockets."""
+
+    def __init__(self, cfg: Config, address: Any) -> None:
+        self.cfg = cfg
+        self.address = [address]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.cfg, name)
+
+
+def _set_title(title: str) -> None:
+    try:
+        from setproctitle import setproctitle
+    except ImportError:
+        return
+    setproctitle(title)
+
+
