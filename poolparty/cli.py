@@ -128,7 +128,8 @@ class Poolparty(Application):
         args = _arguments(parser, sys.argv[1:])
         env_args = _arguments(parser, self.cfg.get_cmd_args_from_env())
         self.chdir()
-        location = args.pop("config", None) or env_args.pop("config", None)
+        locations = [source.pop("config", None) for source in (args, env_args)]
+        location = locations[0] or locations[1]
         if location is None and os.path.exists(CONFIG_FILE):
             location = CONFIG_FILE
         if location is not None:

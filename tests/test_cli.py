@@ -152,6 +152,18 @@ def test_listen_address_and_bind_obey_the_same_order(
     assert start(monkeypatch, "--listen-address", "127.0.0.1:3", "--", "sh").cfg.bind == ["127.0.0.1:3"]
 
 
+def test_of_two_configuration_files_the_command_lines_is_read(
+    monkeypatch: pytest.MonkeyPatch, elsewhere: Path
+) -> None:
+    (elsewhere / "a.py").write_text("workers = 2\n")
+    (elsewhere / "b.py").write_text("workers = 3\ntimeout = 9\n")
+    monkeypatch.setenv("GUNICORN_CMD_ARGS", "-c b.py")
+    cfg = start(monkeypatch, "-c", "a.py", "--", "sh").cfg
+    assert (cfg.workers, cfg.timeout, cfg.config) == (2, 30, "a.py")
+    cfg = start(monkeypatch, "--", "sh").cfg
+    assert (cfg.workers, cfg.timeout, cfg.config) == (3, 9, "b.py")
+
+
 def test_the_defaults_differ_from_gunicorns_where_a_server_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = start(monkeypatch, "--", "sh").cfg
     assert cfg.bind == ["127.0.0.1:8080"]
