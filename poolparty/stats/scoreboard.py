@@ -90,7 +90,8 @@ class Scoreboard:
     def totals(self) -> dict[str, int]:
         """Every counter over all seats, the dead ones included. Only the arbiter knows these."""
         return {
-            name: self._gone[name] + sum(self.words[self.seat_base(seat) + column] for seat in range(self.seats))
+            name: self._gone[name]
+            + sum(self.words[self.seat_base(seat) + column] for seat in range(self.seats))
             for name, column in COUNTER_INDEX.items()
         }
 

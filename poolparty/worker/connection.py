@@ -1,0 +1,537 @@
+"""One client's connection: HTTP/1.1 in, requests to the dispatcher, answers back in their order.
+
+llhttp (httptools) parses, strictly; what it lets through and HTTP does not is checked here and in request.py. A request is
+held until its last byte is in, so a slow client never holds a child. One request at a time is with the dispatcher; pipelined
+ones wait here, a few, and then the transport stops reading. An error ends the connection, after the answers that come
+before it, and what stands behind the fault is never parsed.
+
+    IDLE ─ first byte ─▶ READING ─ last byte ─▶ ANSWERING ─ answered ─▶ IDLE … or LINGERING ─▶ CLOSED
+
+No timer is set per request: `deadline` is looked at by the server's sweep.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import re
+from collections import deque
+from time import monotonic
+from typing import TYPE_CHECKING, cast
+
+import httptools
+
+from poolparty.errors import AnswerError, RequestError
+from poolparty.stats.scoreboard import COUNTER_INDEX
+from poolparty.wire.bare import encode_string
+from poolparty.wire.frames import ResponseHead
+from poolparty.worker.request import Request, build_request, finish_request
+from poolparty.worker.response import CLOSE, KEEP_ALIVE, Rendered, head_end, own_response, render
+
+if TYPE_CHECKING:
+    from poolparty.worker.dispatcher import Lease
+    from poolparty.worker.server import Server
+
+MAX_PIPELINED = 16
+"""Whole requests that wait behind the one being answered before the connection is read no further."""
+
+LINGER_TIME = 2.0
+"""Seconds that a connection is still read, and what comes is thrown away, after an answer that ended it early: closed at
+once, the kernel would reset it and the client might never see the answer (RFC 9112, 9.6)."""
+
+LINGER_BYTES = 16 * 1024 * 1024
+"""Bytes thrown away at most meanwhile."""
+
+WATCHED_SIZE = 32 * 1024
+"""Bytes of a response from which on we look whether its client takes it: socket buffers hold the smaller ones."""
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+NEVER = float("inf")
+
+_METHOD_TOKEN = re.compile(rb"\r*\n*[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32} ").match
+
+SENTENCES = {
+    502: "bad gateway: the worker that ran the request failed",
+    503: "server overloaded",
+    504: "gateway timeout: the worker took too long",
+}
+"""What a client reads when the pool could not answer; the first word of 503 is the original's."""
+
+_OUTCOME = {502: COUNTER_INDEX["failed"], 503: COUNTER_INDEX["overloaded"], 504: COUNTER_INDEX["timed_out"]}
+_ANSWERED = COUNTER_INDEX["answered"]
+_REQUESTS = COUNTER_INDEX["requests"]
+_REJECTED = COUNTER_INDEX["rejected"]
+_ABANDONED = COUNTER_INDEX["abandoned"]
+_BYTES_SENT = COUNTER_INDEX["bytes_sent"]
+_BYTES_RECEIVED = COUNTER_INDEX["bytes_received"]
+
+
+class Phase(enum.Enum):
+    """What the connection waits for."""
+
+    IDLE = "idle"
+    READING = "reading"
+    ANSWERING = "answering"
+    LINGERING = "lingering"
+    CLOSED = "closed"
+
+
+class Connection(asyncio.Protocol):
+    """The protocol object of one accepted connection."""
+
+    __slots__ = (
+        "_error",
+        "_fields",
+        "_head_size",
+        "_in_body",
+        "_last",
+        "_lease",
+        "_lingered",
+        "_parser",
+        "_paused_reading",
+        "_paused_writing",
+        "_pending",
+        "_request",
+        "_sent",
+        "_started_response",
+        "_url",
+        "address",
+        "current",
+        "deadline",
+        "phase",
+        "remote",
+        "scheme",
+        "server",
+        "transport",
+        "trusted",
+    )
+
+    current: Request | None  # what the dispatcher has, or what is being answered
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.current = None
+        self.phase = Phase.IDLE
+        self.deadline = NEVER
+        self.scheme = server.scheme
+        self.trusted = False
+        self._parser = httptools.HttpRequestParser(self)
+        self._url = b""
+        self._fields: list[tuple[bytes, bytes]] = []
+        self._head_size = 0
+        self._in_body = False
+        self._request: tuple[Request, dict[bytes, bytes], bytes] | None = None  # its body is arriving
+        self._pending: deque[Request] | None = None
+        self._error: RequestError | None = None  # to be answered once what came before it is
+        self._last = False  # no request is read any more
+        self._paused_reading = False
+        self._paused_writing = False
+        self._lease: Lease | None = None  # whose large response is passing through
+        self._started_response: Rendered | None = None
+        self._sent = 0
+        self._lingered = 0
+
+    # --- the transport's side ------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.address, self.trusted = self.server.peer(self.transport)
+        self.remote = encode_string(self.address.encode())
+        self.deadline = monotonic() + self.server.read_timeout
+        self.server.opened(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.phase = Phase.CLOSED
+        self.server.closed(self)
+        request, self.current = self.current, None
+        self._pending = None
+        if request is not None:
+            self._abandon(request)
+
+    def _abandon(self, request: Request) -> None:
+        """The client of a request has left before its answer."""
+        request.connection = None
+        self.server.dispatcher.forget(request)
+        if self._lease is not None:
+            self._lease.resume_reading()
+            self._lease = None
+        self.server.count(_ABANDONED)
+        self.server.log_access(self, request, 499, self._sent)
+
+    def eof_received(self) -> bool:
+        """The client will send no more. What a child runs already is still answered; what waits is dropped.
+
+        Whether it has left or only finished sending cannot be seen, and most that do this have left: only a request that has
+        reached a child is worth the answer.
+        """
+        self._last = True
+        if self.current is None:
+            return bool(self._pending)
+        if self.server.dispatcher.waits(self.current):
+            return False
+        return True  # keep the transport: the answer's end closes it
+
+    def pause_writing(self) -> None:
+        """More than response_buffer_size is unsent: the child, or the next request, waits for the client."""
+        self._paused_writing = True
+        self.server.watch_flushing(self)
+        self._pause_reading()
+        if self._lease is not None:
+            self._lease.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._paused_writing = False
+        if self._lease is not None:
+            self._lease.resume_reading()
+        if self.current is None:
+            self._next()
+        self._resume_reading()
+
+    def _pause_reading(self) -> None:
+        if not self._paused_reading and not self.transport.is_closing():
+            self._paused_reading = True
+            self.transport.pause_reading()
+
+    def _resume_reading(self) -> None:
+        wanted = not self._paused_writing and (not self._pending or len(self._pending) < MAX_PIPELINED // 2)
+        if self._paused_reading and wanted and not self.transport.is_closing():
+            self._paused_reading = False
+            self.transport.resume_reading()
+
+    def data_received(self, data: bytes) -> None:
+        if self._last:
+            self._throw_away(len(data))
+            return
+        # What has come of this head at most: a head that begins inside this data is smaller.
+        self._head_size = self._head_size + len(data) if self._url else len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._after_upgrade(data[upgrade.args[0] :])
+            return
+        except httptools.HttpParserError as error:
+            if self._last:
+                self._throw_away(1)  # behind a request that said it was the last
+            else:
+                self._refuse(self._fault(error, data))
+            return
+        if self.current is None:
+            self._still_reading()
+
+    # --- the parser's side ---------------------------------------------------------------------------------
+
+    def on_url(self, url: bytes) -> None:
+        self._url = self._url + url if self._url else url
+        if len(self._url) > self.server.limit_request_line:
+            raise RequestError(414, "the request line is too long")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_body:
+            return  # a trailer
+        self._fields.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        server = self.server
+        fields = self._fields
+        if len(fields) > server.limit_request_fields:
+            raise RequestError(431, "the request has too many header fields")
+        if self._head_size > server.limit_request_field_size:
+            limit = server.limit_request_field_size
+            if any(len(name) + len(value) + 2 > limit for name, value in fields):
+                raise RequestError(431, "a header field of the request is too large")
+        parser = self._parser
+        method = parser.get_method()
+        url = self._url
+        version = parser.get_http_version()
+        if len(method) + len(url) + 10 > server.limit_request_line:
+            raise RequestError(414, "the request line is too long")
+        built = build_request(
+            self,
+            server.rules,
+            method,
+            url,
+            version,
+            fields,
+            parser.should_keep_alive() and not server.draining,
+        )
+        self._request = built
+        self._in_body = True
+        self._url = b""
+        self._fields = []
+        length = 0
+        chunked = False
+        for name, value in fields:
+            if len(name) == 14 and name.lower() == b"content-length":
+                length = int(value)
+            elif len(name) == 17 and name.lower() == b"transfer-encoding":
+                chunked = True
+        if parser.should_upgrade() and (length or chunked):
+            raise RequestError(400, "a request that asks for an upgrade may have no body here")
+        if length > server.max_body:
+            raise RequestError(413, f"the body is larger than {server.max_body} bytes")
+        if (length or chunked) and built[0].expects_continue and self.current is None:
+            # Behind another request it waits: its client sends the body anyhow after a while (RFC 9110, 10.1.1).
+            self.transport.write(CONTINUE)
+
+    def on_body(self, body: bytes) -> None:
+        if self._request is None:
+            return
+        request = self._request[0]
+        request.body_size += len(body)
+        if request.body_size > self.server.max_body:
+            raise RequestError(413, f"the body is larger than {self.server.max_body} bytes")
+        request.body.append(body)
+
+    def on_message_complete(self) -> None:
+        if self._request is None:
+            return
+        request, headers, uri = self._request
+        self._request = None
+        self._in_body = False
+        server = self.server
+        finish_request(request, headers, uri, self.remote)
+        request.accepted = monotonic()
+        server.count(_REQUESTS)
+        if request.body_size:
+            server.add(_BYTES_RECEIVED, request.body_size)
+        if not request.keep_alive:
+            self._last = True
+        if self.current is None and not self._pending:
+            self._submit(request)
+            return
+        if self._pending is None:
+            self._pending = deque()
+        self._pending.append(request)
+        if len(self._pending) >= MAX_PIPELINED:
+            self._pause_reading()
+
+    def _after_upgrade(self, rest: bytes) -> None:
+        """A request that asked for another protocol was answered in this one: go on behind it."""
+        if not self._last:
+            self._parser = httptools.HttpRequestParser(self)
+            if rest:
+                self.data_received(rest)
+
+    def _fault(self, error: httptools.HttpParserError, data: bytes) -> RequestError:
+        """What to answer to what the parser, or one of our callbacks in it, refused."""
+        cause = error.__context__
+        if isinstance(error, httptools.HttpParserCallbackError):
+            if isinstance(cause, RequestError):
+                return cause
+            self.server.log.error("the HTTP parser's callback failed", exc_info=cause)
+            return RequestError(400, "the request cannot be read")
+        if isinstance(error, httptools.HttpParserInvalidMethodError) and _METHOD_TOKEN(data):
+            return RequestError(501, "the method is not served here")
+        if "ransfer-" in str(error) and "Content-Length" not in str(error):
+            return RequestError(501, "the only transfer coding served here is chunked, once")
+        return RequestError(400, f"the request is malformed: {error}")
+
+    def _still_reading(self) -> None:
+        """Data came and no request is complete: see that it comes to an end."""
+        server = self.server
+        if not self._in_body and self._head_size > server.head_limit:
+            self._refuse(RequestError(431, "the request's head is too large"))
+        elif self.phase is Phase.IDLE:
+            self.phase = Phase.READING
+            self.deadline = monotonic() + server.read_timeout
+
+    # --- requests ------------------------------------------------------------------------------------------
+
+    def _submit(self, request: Request) -> None:
+        self.current = request
+        self.phase = Phase.ANSWERING
+        self.deadline = NEVER
+        if not self.server.dispatcher.submit(request, request.accepted):
+            self.fail(request, 503)
+
+    def _refuse(self, error: RequestError) -> None:
+        """Answer an error once what came before it is answered, read nothing more, and close."""
+        self._last = True
+        self._error = error
+        self._request = None
+        if self.current is None:
+            self._answer_error()
+
+    def _answer_error(self) -> None:
+        error, self._error = self._error, None
+        assert error is not None
+        server = self.server
+        data = own_response(error.status, str(error), server.date, False, CLOSE)
+        self.transport.write(data)
+        server.count(_REJECTED)
+        server.add(_BYTES_SENT, len(data))
+        server.log_access(self, None, error.status, len(data))
+        self._linger()
+
+    def _linger(self) -> None:
+        """Half-close, and read on for a while, so that the client sees the answer before the end."""
+        self.phase = Phase.LINGERING
+        self.deadline = monotonic() + LINGER_TIME
+        self._last = True
+        self._resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        else:
+            self.transport.close()
+
+    def _throw_away(self, size: int) -> None:
+        self._lingered += size
+        if self._lingered > LINGER_BYTES:
+            self.transport.abort()
+
+    def timed_out(self, now: float) -> None:
+        """The deadline has passed: called by the server's sweep."""
+        if self.phase is Phase.READING:
+            self._refuse(RequestError(408, "the request did not arrive in time"))
+        elif self.phase is Phase.LINGERING or self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            self.transport.close()
+
+    def flushed(self) -> int:
+        """A number that changes whenever the client has taken some of what is unsent."""
+        return self._sent - self.transport.get_write_buffer_size()
+
+    # --- answers, called by the dispatcher -----------------------------------------------------------------
+
+    def send_response(self, request: Request, head: ResponseHead, body: bytes | memoryview) -> None:
+        """Send a child's whole response."""
+        server = self.server
+        rendered = head.rendered
+        if rendered is None or type(rendered) is not Rendered:
+            try:
+                rendered = render(head)
+            except AnswerError as error:
+                self.unusable(request, error)
+                return
+        size = len(body)
+        if request.keep_alive and not rendered.close and not server.draining:
+            connection = b"" if request.version == "1.1" else KEEP_ALIVE
+        else:
+            request.keep_alive = False
+            connection = CLOSE
+        if rendered.typed and not rendered.dated and not rendered.bodiless and not request.is_head:
+            data = b"%b%b%bContent-Length: %d\r\n\r\n%b" % (
+                rendered.start,
+                server.date,
+                connection,
+                size,
+                body,
+            )
+        else:
+            end = head_end(rendered, size, request.is_head, server.date, connection)
+            data = b"".join((rendered.start, end, b"" if rendered.bodiless or request.is_head else body))
+        self.transport.write(data)
+        size = len(data)
+        words, base = server.words, server.base
+        words[base + _ANSWERED] += 1
+        words[base + _BYTES_SENT] += size
+        if server.access_log:
+            server.log_access(self, request, rendered.status, size, head)
+        self._finished(request, size)
+
+    def start_response(self, request: Request, head: ResponseHead, size: int, lease: Lease) -> bool:
+        """Send the head of a large response; its pieces follow. False: HTTP cannot carry it, throw the rest away."""
+        server = self.server
+        try:
+            rendered = render(head)
+        except AnswerError as error:
+            self.unusable(request, error)
+            return False
+        if rendered.close or server.draining:
+            request.keep_alive = False
+        connection = CLOSE if not request.keep_alive else b"" if request.version == "1.1" else KEEP_ALIVE
+        data = rendered.start + head_end(rendered, size, request.is_head, server.date, connection)
+        self._started_response = rendered
+        self._sent = len(data)
+        self._lease = lease
+        if self._paused_writing:
+            lease.pause_reading()
+        self.transport.write(data)
+        return True
+
+    def send_piece(self, request: Request, data: bytes | memoryview, last: bool) -> None:
+        """Send the next bytes of a large response's body."""
+        rendered = self._started_response
+        assert rendered is not None
+        if not (request.is_head or rendered.bodiless):
+            self.transport.write(data)
+            self._sent += len(data)
+        if last:
+            sent = self._sent
+            self._lease = self._started_response = None
+            self._sent = 0
+            self.server.count(_ANSWERED)
+            self.server.add(_BYTES_SENT, sent)
+            self.server.log_access(self, request, rendered.status, sent)
+            self._finished(request, sent)
+
+    def cut_response(self, request: Request) -> None:
+        """A large response cannot be completed: the client must see that it is cut."""
+        rendered = self._started_response
+        self._lease = self._started_response = None
+        self.current = None
+        request.connection = None
+        self.server.count(_OUTCOME[502])
+        self.server.add(_BYTES_SENT, self._sent)
+        self.server.log_access(self, request, rendered.status if rendered else 502, self._sent)
+        self.transport.abort()
+
+    def unusable(self, request: Request, error: AnswerError) -> None:
+        """The child answered what HTTP cannot carry: its client gets 502, the child lives."""
+        self.server.log.error(
+            'msg="unusable response" reason="%s" method=%s target="%s"',
+            error,
+            request.method.decode("ascii", "backslashreplace"),
+            request.target[:200].decode("ascii", "backslashreplace"),
+        )
+        self.fail(request, 502)
+
+    def fail(self, request: Request, status: int) -> None:
+        """Answer a request that the pool could not: 502, 503 or 504."""
+        server = self.server
+        if server.draining:
+            request.keep_alive = False
+        connection = CLOSE if not request.keep_alive else b"" if request.version == "1.1" else KEEP_ALIVE
+        data = own_response(status, SENTENCES[status], server.date, request.is_head, connection)
+        self.transport.write(data)
+        server.count(_OUTCOME[status])
+        server.add(_BYTES_SENT, len(data))
+        server.log_access(self, request, status, len(data))
+        self._finished(request, len(data))
+
+    def _finished(self, request: Request, size: int) -> None:
+        """A response is complete, at least in the transport's buffer: go on with the next request."""
+        if size > WATCHED_SIZE:
+            self.server.watch_flushing(self)
+        self.current = None
+        if self._pending:
+            self._next()
+        elif self._error is not None:
+            self._answer_error()
+        elif not request.keep_alive:
+            # A client that did not ask for the end may be sending its next request just now.
+            if self._last and not self._lingered:
+                self.transport.close()
+            else:
+                self._linger()
+        elif self._last:
+            self.transport.close()
+        elif self._request is not None or self._url:
+            self._next_is_arriving()
+        else:
+            self.phase = Phase.IDLE
+            self.deadline = monotonic() + self.server.keepalive
+
+    def _next(self) -> None:
+        """Go on with the next pipelined request, unless the client does not read its answers."""
+        if self._pending and not self._paused_writing:
+            self._submit(self._pending.popleft())
+            self._resume_reading()
+
+    def _next_is_arriving(self) -> None:
+        """Part of the next request is here already."""
+        self.phase = Phase.READING
+        self.deadline = monotonic() + self.server.read_timeout
+        if self._request is not None and self._request[0].expects_continue and not self._request[0].body:
+            self.transport.write(CONTINUE)

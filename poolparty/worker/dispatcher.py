@@ -1,0 +1,502 @@
+"""Gives each request of this HTTP worker to one leased child, in order of arrival, and its answer back to the connection.
+
+The idle leases are a stack: the child that answered last runs next, so that the others fall asleep for good and can be
+retired. Per request nothing happens here but a write to the child's stdin and a read of its fd 3; no timer, no task, no lock.
+What is on the scoreboard before the first byte of a request (SENT) and after the last of its response (ANSWERED)
+tells the arbiter whether a child is idle, also when this process has died.
+
+The queue's length and its oldest request go to the scoreboard when the arbiter is woken and at each WANT after it, not at
+each request. The arbiter never waits for us, nor we for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections import OrderedDict, deque
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from poolparty.errors import FrameError
+from poolparty.stats.scoreboard import COUNTER_INDEX, ChildWord, SeatWord
+from poolparty.wire import seat as messages
+from poolparty.wire.frames import HTTPResponse, ResponseEvent, ResponsePiece, ResponseReader, ResponseStart
+from poolparty.wire.seat import Lend, Reason, Recall, Return, Want
+
+if TYPE_CHECKING:
+    from poolparty.arbiter.pool_thread import Seat
+    from poolparty.worker.request import Request
+    from poolparty.worker.server import Server
+
+READ_SIZE = 64 * 1024
+"""Bytes asked of fd 3 at once: what a pipe holds by default."""
+
+WANT_DELAY = 0.005
+"""Seconds a queue stands before the arbiter is told, if this seat has children at all: most are served by then."""
+
+WANT_DELAY_MAX = 0.040
+"""Seconds: the arbiter is told again after twice the time each, up to this, since a child may stand idle elsewhere."""
+
+MAX_IOV = 512
+"""Pieces in one writev; the kernel's bound is 1024."""
+
+
+class Lease:
+    """One child that is ours until it is given back: its two pipe ends and what runs on it."""
+
+    __slots__ = (
+        "_answered",
+        "_sent",
+        "_started",
+        "begun",
+        "discarding",
+        "dispatcher",
+        "number",
+        "pid",
+        "reader",
+        "reading",
+        "recalled",
+        "request",
+        "stdin",
+        "stdout",
+        "unwritten",
+    )
+
+    request: Request | None  # what it runs
+    unwritten: deque[memoryview] | None  # what its stdin had no room for yet
+
+    def __init__(self, dispatcher: Dispatcher, lend: Lend, stdin: int, stdout: int) -> None:
+        self.dispatcher = dispatcher
+        self.number = lend.lease
+        self.pid = lend.pid
+        self.stdin = stdin
+        self.stdout = stdout
+        self.reader = ResponseReader()
+        self.request = None
+        self.unwritten = None
+        self.recalled = False
+        self.reading = False
+        self.begun = False  # the head of a large response has gone to the client
+        self.discarding = False  # a large response that nobody wants any more is read to its end
+        base = dispatcher.board.child_base(lend.slot)
+        self._sent = base + ChildWord.SENT
+        self._answered = base + ChildWord.ANSWERED
+        self._started = base + ChildWord.STARTED
+        self.resume_reading()
+
+    def resume_reading(self) -> None:
+        """Watch the child's fd 3."""
+        if not self.reading:
+            self.reading = True
+            self.dispatcher.loop.add_reader(self.stdout, self.on_readable)
+
+    def pause_reading(self) -> None:
+        """Let the child wait: its client does not read."""
+        if self.reading:
+            self.reading = False
+            self.dispatcher.loop.remove_reader(self.stdout)
+
+    def run(self, request: Request, now: float) -> bool:
+        """Write a request to the idle child. False: the child is gone, and has certainly seen nothing of it."""
+        dispatcher = self.dispatcher
+        dispatcher.words[self._sent] += 1
+        dispatcher.times[self._started] = now
+        request.started = now
+        head = request.head
+        try:
+            if request.body:
+                self._write_parts(deque(map(memoryview, (head, *request.body))))
+            else:
+                written = os.write(self.stdin, head)
+                if written != len(head):
+                    self._wait_writable(deque((memoryview(head)[written:],)))
+        except BlockingIOError:
+            self._wait_writable(deque((memoryview(head),)))
+        except OSError:
+            # EPIPE: no process has the reading end any more, so nobody can have read a byte.
+            dispatcher.words[self._answered] += 1
+            return False
+        self.request = request
+        return True
+
+    def _write_parts(self, parts: deque[memoryview]) -> None:
+        """Write until all is written or the pipe is full. OSError but for EAGAIN only before the first byte."""
+        first = True
+        while parts:
+            try:
+                written = os.writev(self.stdin, [parts[i] for i in range(min(len(parts), MAX_IOV))])
+            except BlockingIOError:
+                break
+            except OSError:
+                if first:
+                    raise
+                parts.clear()  # it died in the middle: fd 3 says so too, and there it is handled
+                break
+            first = False
+            while parts and written >= len(parts[0]):
+                written -= len(parts.popleft())
+            if written:
+                parts[0] = parts[0][written:]
+        if parts:
+            self._wait_writable(parts)
+
+    def _wait_writable(self, parts: deque[memoryview]) -> None:
+        self.unwritten = parts
+        self.dispatcher.loop.add_writer(self.stdin, self.on_writable)
+
+    def on_writable(self) -> None:
+        """The child has read some: write on."""
+        parts, self.unwritten = self.unwritten, None
+        self.dispatcher.loop.remove_writer(self.stdin)
+        if parts:
+            try:
+                self._write_parts(parts)
+            except OSError:
+                pass  # fd 3 tells the same, and what the child answered before it died
+
+    def on_readable(self) -> None:
+        """The child has answered, or is gone."""
+        try:
+            data = os.read(self.stdout, READ_SIZE)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.dispatcher.broken(self, "it closed fd 3", logging.DEBUG)
+            return
+        request = self.request
+        if request is None:
+            self.dispatcher.broken(self, "it answered when nothing was asked", logging.WARNING)
+            return
+        try:
+            events = self.reader.feed(data)
+        except FrameError as error:
+            self.dispatcher.broken(self, str(error), logging.WARNING)
+            return
+        if type(events) is tuple:
+            # One whole response and nothing behind it: the path of nearly every request.
+            self._finish()
+            connection = request.connection
+            if connection is not None:
+                connection.send_response(request, events[0].head, events[0].body)
+            return
+        self._on_events(list(events))
+
+    def _on_events(self, events: list[ResponseEvent]) -> None:
+        for position, event in enumerate(events):
+            request = self.request
+            if request is None:
+                self.dispatcher.broken(self, "it answered when nothing was asked", logging.WARNING)
+                return
+            connection = request.connection
+            if isinstance(event, ResponseStart):
+                self.begun = connection is not None and connection.start_response(
+                    request, event.head, event.body_size, self
+                )
+                self.discarding = not self.begun
+            elif isinstance(event, HTTPResponse) or isinstance(event, ResponsePiece) and event.last:
+                discarding = self.discarding or connection is None
+                if position == len(events) - 1 and self.reader.idle:
+                    self._finish()
+                else:
+                    # Were it lent on, what stands behind would be taken for the next request's answer.
+                    self.request = None
+                    self.dispatcher.words[self._answered] += 1
+                    self.dispatcher.broken(self, "it answered more than was asked", logging.WARNING)
+                if not discarding and connection is not None:
+                    if isinstance(event, HTTPResponse):
+                        connection.send_response(request, event.head, event.body)
+                    else:
+                        connection.send_piece(request, event.data, last=True)
+            elif isinstance(event, ResponsePiece):
+                if not self.discarding and connection is not None:
+                    connection.send_piece(request, event.data, last=False)
+                else:
+                    self.discarding = True
+            else:
+                self.dispatcher.broken(self, f"it sent {event!r} instead of a response", logging.WARNING)
+                return
+
+    def _finish(self) -> None:
+        """The response is complete: the child is free for the next request before the client gets its answer."""
+        dispatcher = self.dispatcher
+        dispatcher.words[self._answered] += 1
+        self.request = None
+        self.begun = self.discarding = False
+        if self.unwritten is not None:
+            # It answered before it had read its request: the rest would be taken for the next one.
+            dispatcher.give_back(self, Reason.BROKEN)
+        elif self.recalled or dispatcher.draining and not dispatcher.queue:
+            dispatcher.give_back(self, Reason.IDLE)
+        elif dispatcher.queue:
+            dispatcher.run_next(self)
+        else:
+            dispatcher.idle.append(self)
+
+    def close(self) -> None:
+        """Close our copies of the child's pipe ends."""
+        loop = self.dispatcher.loop
+        self.pause_reading()
+        if self.unwritten is not None:
+            self.unwritten = None
+            loop.remove_writer(self.stdin)
+        os.close(self.stdin)
+        os.close(self.stdout)
+
+
+class Dispatcher:
+    """The leases of this HTTP worker and the requests that wait for one."""
+
+    def __init__(self, server: Server, seat: Seat, loop: asyncio.AbstractEventLoop) -> None:
+        self.server = server
+        self.loop = loop
+        self.board = seat.scoreboard
+        self.words = self.board.words
+        self.times = self.board.times
+        self.idle: list[Lease] = []
+        self.leases: dict[int, Lease] = {}
+        self.queue: OrderedDict[Request, None] = OrderedDict()
+        self.draining = False
+        self._channel: socket.socket = seat.worker_end
+        self._outbox: deque[bytes] = deque()
+        self._base = self.board.seat_base(seat.id)
+        self._timer: asyncio.TimerHandle | None = None
+        self._want_delay = WANT_DELAY
+        self._retried = self._base + COUNTER_INDEX["retried"]
+        options = server.options
+        self._backlog = options.request_backlog
+        self._patience = options.worker_spawn_timeout + options.worker_rendezvous_timeout
+        self._request_timeout = options.worker_request_timeout
+        loop.add_reader(self._channel.fileno(), self._on_channel)
+
+    # --- requests ------------------------------------------------------------------------------------------
+
+    def submit(self, request: Request, now: float) -> bool:
+        """Run a request on an idle child, or queue it. False: the queue is full."""
+        idle = self.idle
+        while idle and not self.queue:
+            lease = idle.pop()
+            if lease.run(request, now):
+                return True
+            self.give_back(lease, Reason.BROKEN)
+        if len(self.queue) >= self._backlog:
+            return False
+        self.queue[request] = None
+        if self._timer is None:
+            self._wait()
+        return True
+
+    def run_next(self, lease: Lease) -> None:
+        """Give the oldest waiting request to a child that is free."""
+        request, _ = self.queue.popitem(last=False)
+        if not lease.run(request, monotonic()):
+            self._put_back(request)
+            self.give_back(lease, Reason.BROKEN)
+        elif not self.queue:
+            self._stop_waiting()
+
+    def forget(self, request: Request) -> None:
+        """The client has left: nobody runs its request any more, if it still waits."""
+        if request in self.queue:
+            del self.queue[request]
+            if not self.queue:
+                self._stop_waiting()
+
+    def waits(self, request: Request) -> bool:
+        """Whether a request has not reached a child yet."""
+        return request in self.queue
+
+    def _put_back(self, request: Request) -> None:
+        self.queue[request] = None
+        self.queue.move_to_end(request, last=False)
+        if self._timer is None:
+            self._wait()
+
+    def broken(self, lease: Lease, why: str, level: int) -> None:
+        """A child closed a pipe or said what it may not: its request is tried elsewhere, or answered 502.
+
+        level: of the log line. A child's death has its obituary from the arbiter, so here it is for debugging.
+        """
+        request = lease.request
+        begun = lease.begun
+        lease.request = None
+        self.server.log.log(level, 'msg="worker broken" worker-pid=%d reason="%s"', lease.pid, why)
+        self.give_back(lease, Reason.BROKEN)
+        if request is None:
+            return
+        connection = request.connection
+        if connection is None:
+            return
+        if begun:
+            connection.cut_response(request)
+        elif request.retryable and not request.retried:
+            request.retried = True
+            self.words[self._retried] += 1
+            self._retry(request)
+        else:
+            connection.fail(request, 502)
+
+    def _retry(self, request: Request) -> None:
+        """Run a request once more, before those that came after it."""
+        while self.idle:
+            lease = self.idle.pop()
+            if lease.run(request, monotonic()):
+                return
+            self.give_back(lease, Reason.BROKEN)
+        self._put_back(request)
+
+    def sweep(self, now: float) -> None:
+        """Enforce the time limits: requests that waited too long for a child, children that run for too long."""
+        while self.queue:
+            request = next(iter(self.queue))
+            if now - request.accepted < self._patience:
+                break
+            self.forget(request)
+            if request.connection is not None:
+                request.connection.fail(request, 503)
+        limit = now - self._request_timeout
+        late = [
+            lease
+            for lease in self.leases.values()
+            if lease.request is not None and lease.request.started < limit and lease.reading
+        ]
+        for lease in late:
+            self._time_out(lease)
+
+    def _time_out(self, lease: Lease) -> None:
+        request = lease.request
+        assert request is not None
+        begun = lease.begun
+        lease.request = None
+        self.server.log.error(
+            'msg="worker request timed out" worker-pid=%d method=%s target="%s"',
+            lease.pid,
+            request.method.decode("ascii", "backslashreplace"),
+            request.target[:200].decode("ascii", "backslashreplace"),
+        )
+        self.give_back(lease, Reason.TIMED_OUT)
+        if request.connection is not None:
+            if begun:
+                request.connection.cut_response(request)
+            else:
+                request.connection.fail(request, 504)
+
+    # --- leases --------------------------------------------------------------------------------------------
+
+    def give_back(self, lease: Lease, reason: Reason) -> None:
+        """Return a child to the arbiter; our copies of its pipe ends are closed before."""
+        if self.leases.pop(lease.number, None) is None:
+            return
+        if lease in self.idle:
+            self.idle.remove(lease)
+        lease.close()
+        self.words[self._base + SeatWord.LEASES] = len(self.leases)
+        self._send(messages.encode(Return(lease.number, reason)))
+
+    def drain(self) -> None:
+        """This HTTP worker leaves: idle children go back at once, busy ones as soon as nothing waits for them."""
+        self.draining = True
+        self.words[self._base + SeatWord.DRAINING] = 1
+        while self.idle:
+            self.give_back(self.idle.pop(), Reason.IDLE)
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request waits or runs."""
+        return bool(self.queue) or any(lease.request is not None for lease in self.leases.values())
+
+    def _on_channel(self) -> None:
+        while True:
+            try:
+                packet, fds, flags, _ = socket.recv_fds(
+                    self._channel, messages.MAX_PACKET, messages.LEND_FDS, socket.MSG_CMSG_CLOEXEC
+                )
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                packet, fds, flags = b"", [], 0
+            if not packet:
+                self.loop.remove_reader(self._channel.fileno())
+                self.server.arbiter_died()
+                return
+            message = messages.decode(packet)
+            if isinstance(message, Lend):
+                self._take(message, fds, bool(flags & socket.MSG_CTRUNC))
+            elif isinstance(message, Recall):
+                self._recall(message.lease)
+
+    def _take(self, lend: Lend, fds: list[int], truncated: bool) -> None:
+        if truncated or len(fds) != messages.LEND_FDS:
+            for fd in fds:
+                os.close(fd)
+            self._send(messages.encode(Return(lend.lease, Reason.REFUSED)))
+            return
+        lease = Lease(self, lend, *fds)
+        self.leases[lend.lease] = lease
+        self.words[self._base + SeatWord.LEASES] = len(self.leases)
+        if self.queue:
+            self.run_next(lease)
+        elif self.draining:
+            self.give_back(lease, Reason.IDLE)
+        else:
+            self.idle.append(lease)
+
+    def _recall(self, number: int) -> None:
+        lease = self.leases.get(number)
+        if lease is None:
+            return
+        if lease.request is not None:
+            lease.recalled = True
+        else:
+            self.give_back(lease, Reason.IDLE)
+
+    # --- wanting more --------------------------------------------------------------------------------------
+
+    def _wait(self) -> None:
+        """Requests wait from now on: the arbiter is told at once if no child is ours, else if they still wait in a while."""
+        self._want_delay = WANT_DELAY
+        if self.leases:
+            self._timer = self.loop.call_later(WANT_DELAY, self._want)
+        else:
+            self._want()
+
+    def _want(self) -> None:
+        """Tell the arbiter how many wait and since when, and tell it again later if they still do."""
+        oldest = next(iter(self.queue)).accepted
+        self.times[self._base + SeatWord.OLDEST] = oldest
+        self.words[self._base + SeatWord.QUEUED] = len(self.queue)
+        self._send(messages.encode(Want()))
+        self._timer = self.loop.call_later(self._want_delay, self._want)
+        self._want_delay = min(2 * self._want_delay, WANT_DELAY_MAX)
+
+    def _stop_waiting(self) -> None:
+        self.words[self._base + SeatWord.QUEUED] = 0
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _send(self, packet: bytes) -> None:
+        if not self._outbox:
+            try:
+                self._channel.send(packet)
+                return
+            except (BlockingIOError, InterruptedError):
+                self.loop.add_writer(self._channel.fileno(), self._on_channel_writable)
+            except OSError:
+                return  # the arbiter is gone; end of file on the channel says so too
+        self._outbox.append(packet)
+
+    def _on_channel_writable(self) -> None:
+        while self._outbox:
+            try:
+                self._channel.send(self._outbox[0])
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError:
+                self._outbox.clear()
+                break
+            self._outbox.popleft()
+        self.loop.remove_writer(self._channel.fileno())

@@ -1,0 +1,304 @@
+"""From a parsed HTTP request to the head of its frame: names, target, what the fields demand of us.
+
+Imports no I/O. What a child sees follows docs/worker-protocol.md: an absolute uri with a normalised path, field names in
+canonical case, repeated fields joined, every text UTF-8. Whatever is wrong with a request is a RequestError here.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+from urllib.parse import quote_from_bytes, unquote_to_bytes
+
+from poolparty.errors import RequestError
+from poolparty.wire.bare import encode_string
+from poolparty.wire.frames import request_head
+
+if TYPE_CHECKING:
+    from poolparty.worker.connection import Connection
+
+MAX_CACHED = 1024
+"""Names and hosts remembered in their final form; a client that sends ever new ones gains nothing by it."""
+
+MAX_CACHED_SIZE = 256
+"""Bytes of the longest name or host that is remembered."""
+
+SAFE_METHODS = frozenset((b"GET", b"HEAD"))
+"""Requests that may be run a second time when their child died (RFC 9110, 9.2.2)."""
+
+
+class Special(enum.IntEnum):
+    """Fields that mean something to us."""
+
+    NONE = 0
+    HOST = 1
+    COOKIE = 2
+    TRANSFER_ENCODING = 3
+    EXPECT = 4
+    SCHEME = 5  # one of gunicorn's secure_scheme_headers
+    CONTENT_LENGTH = 6
+
+
+class Request:
+    """One request between its last byte's arrival and its answer.
+
+    `connection` is None once its client has left. `head` and `body` are the frame; `started` is when a child got it.
+    """
+
+    __slots__ = (
+        "accepted",
+        "body",
+        "body_size",
+        "connection",
+        "expects_continue",
+        "fields",
+        "head",
+        "is_head",
+        "keep_alive",
+        "method",
+        "retried",
+        "retryable",
+        "started",
+        "target",
+        "version",
+    )
+
+    connection: Connection | None
+    body: list[bytes]
+    accepted: float  # seconds, time.monotonic(): when it had arrived whole
+    started: float
+
+    def __init__(
+        self,
+        connection: Connection,
+        head: bytes,
+        method: bytes,
+        target: bytes,
+        version: str,
+        fields: list[tuple[bytes, bytes]],
+        keep_alive: bool,
+    ) -> None:
+        self.connection = connection
+        self.head = head
+        self.body = []
+        self.body_size = 0
+        self.method = method
+        self.target = target
+        self.version = version
+        self.fields = fields
+        self.keep_alive = keep_alive
+        self.is_head = method == b"HEAD"
+        self.retryable = method in SAFE_METHODS
+        self.retried = False
+        self.expects_continue = False
+
+
+class FieldRules:
+    """What becomes of each field name, by gunicorn's header_map, forwarder_headers and secure_scheme_headers."""
+
+    def __init__(
+        self, header_map: str, forwarder_headers: Iterable[str], secure_scheme_headers: dict[str, str]
+    ) -> None:
+        self._header_map = header_map
+        self._forwarder = {name.upper().encode() for name in forwarder_headers}
+        self.scheme_values = {
+            name.lower().replace("_", "-").encode(): value.lower().encode()
+            for name, value in secure_scheme_headers.items()
+        }
+        self._known: dict[bytes, tuple[bytes | None, Special]] = {}
+
+    def lookup(self, name: bytes) -> tuple[bytes | None, Special]:
+        """The name as a BARE string in canonical case, None if the field is dropped; and what it means to us."""
+        return self._known.get(name) or self._learn(name)
+
+    def _learn(self, name: bytes) -> tuple[bytes | None, Special]:
+        lower = name.lower()
+        special = _SPECIAL.get(lower, Special.NONE)
+        if lower in self.scheme_values:
+            special = Special.SCHEME
+        encoded: bytes | None = encode_string(canonical_name(name))
+        if b"_" in name and self._header_map != "dangerous" and name.upper() not in self._forwarder:
+            # `X_Forwarded_For` would become `X-Forwarded-For` in many a child: only who asks for it gets it.
+            if self._header_map == "refuse":
+                raise RequestError(400, f"the field name {name.decode('latin-1')!r} has an underscore")
+            encoded = None
+        rule = encoded, special
+        if len(self._known) < MAX_CACHED and len(name) <= MAX_CACHED_SIZE:
+            self._known[name] = rule
+        return rule
+
+
+_SPECIAL = {
+    b"host": Special.HOST,
+    b"cookie": Special.COOKIE,
+    b"transfer-encoding": Special.TRANSFER_ENCODING,
+    b"expect": Special.EXPECT,
+    b"content-length": Special.CONTENT_LENGTH,
+}
+
+
+def canonical_name(name: bytes) -> bytes:
+    """`x-csrf-token` as `X-Csrf-Token`."""
+    return b"-".join(part.capitalize() for part in name.split(b"-"))
+
+
+def build_request(
+    connection: Connection,
+    rules: FieldRules,
+    method: bytes,
+    target: bytes,
+    version: str,
+    fields: list[tuple[bytes, bytes]],
+    keep_alive: bool,
+) -> tuple[Request, dict[bytes, bytes], bytes]:
+    """Check a request's head and turn it into what its frame's head is made of: (request, headers, uri).
+
+    `fields` are names and values as parsed (a strict parser has refused what is no field). The frame's head itself needs
+    the body's size: `finish_request`. RequestError: 400, 417, 501, 505.
+    """
+    if version != "1.1" and version != "1.0":
+        raise RequestError(505, f"HTTP/{version} is not served here: speak HTTP/1.1")
+    if method == b"CONNECT":
+        raise RequestError(501, "CONNECT is not served here")
+    headers: dict[bytes, bytes] = {}
+    host: bytes | None = None
+    scheme = connection.scheme
+    expects_continue = False
+    known = rules._known
+    for name, value in fields:
+        encoded, special = known.get(name) or rules.lookup(name)
+        if not value.isascii():
+            value = utf8(value)
+        if value[-1:] in _SPACE:
+            value = value.rstrip(b" \t")
+        if special:
+            if special is Special.HOST:
+                if host is not None:
+                    raise RequestError(400, "the Host field is repeated")
+                host = _hosts.get(value) or check_host(value)
+            elif special is Special.COOKIE:
+                if encoded in headers:
+                    headers[encoded] += b"; " + value
+                    continue
+            elif special is Special.TRANSFER_ENCODING:
+                if version == "1.0":
+                    raise RequestError(400, "Transfer-Encoding in an HTTP/1.0 request")
+                if value.lower() != b"chunked" or encoded in headers:
+                    raise RequestError(501, "the only transfer coding served here is chunked, once")
+            elif special is Special.EXPECT:
+                if value.lower() != b"100-continue":
+                    raise RequestError(417, "the only expectation met here is 100-continue")
+                expects_continue = version == "1.1"
+            elif special is Special.SCHEME:
+                if connection.trusted:
+                    secure = value.lower() == rules.scheme_values[name.lower()]
+                    scheme = b"https" if secure else b"http"
+        if encoded is None:
+            continue
+        if encoded in headers:
+            headers[encoded] += b", " + value
+        else:
+            headers[encoded] = value
+    if host is None:
+        if version == "1.1":
+            raise RequestError(400, "the Host field is missing")
+        host = b""
+    if target[:1] == b"/" and not target.translate(None, _PLAIN) and not _NOT_NORMAL(target):
+        uri = scheme + b"://" + host + target
+    else:
+        uri = absolute_uri(scheme, host, target, method)
+    request = Request(connection, b"", method, target, version, fields, keep_alive)
+    request.expects_continue = expects_continue
+    return request, headers, uri
+
+
+def finish_request(request: Request, headers: dict[bytes, bytes], uri: bytes, remote: bytes) -> None:
+    """Give a request whose body is complete its frame's head. `remote` is the client's address as a BARE string."""
+    method = _METHODS.get(request.method) or encode_string(request.method)
+    head = request_head(remote, uri, method, headers, request.body_size)
+    if 0 < request.body_size <= SMALL_BODY:
+        head = b"".join((head, *request.body))
+        request.body = []
+    request.head = head
+
+
+SMALL_BODY = 16 * 1024
+"""Bytes of a body that is joined to its head for a single write: a copy of this size costs less than an iovec's handling."""
+
+_METHODS = {
+    method: encode_string(method)
+    for method in (b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"PATCH", b"OPTIONS")
+}
+
+# --- the target --------------------------------------------------------------------------------------------
+
+_SPACE = (b" ", b"\t")
+_UNRESERVED = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.~"
+_PATH = _UNRESERVED + b"$&+,/:;=@"
+_PLAIN = _PATH + b"?"
+_NOT_NORMAL = re.compile(rb"//|/\.").search
+_ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^#]*)")
+_HOST = re.compile(
+    rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+(?:%25[A-Za-z0-9._~-]+)?\])(?::[0-9]{0,5})?"
+)
+_hosts: dict[bytes, bytes] = {}
+
+
+def absolute_uri(scheme: bytes, host: bytes, target: bytes, method: bytes) -> bytes:
+    """The uri of any target: RFC 9112, 3.2, normalised as the original does it.
+
+    The path is percent-decoded, `//`, `/./` and `/../` are resolved, and it is encoded again; a query stays as it is; a
+    fragment goes. An absolute target brings its own host (RFC 9112, 3.2.2).
+    """
+    if target[:1] == b"/":
+        rest = target
+    elif target == b"*":
+        if method != b"OPTIONS":
+            raise RequestError(400, "the target * is for OPTIONS alone")
+        rest = b"/*"
+    else:
+        match = _ABSOLUTE.fullmatch(target.partition(b"#")[0])
+        if match is None or match[1].lower() not in (b"http", b"https"):
+            raise RequestError(400, "the target is neither a path nor an http uri")
+        scheme, host, rest = match[1].lower(), check_host(match[2]), match[3]
+        if not host:
+            raise RequestError(400, "the target names no host")
+    path, mark, query = rest.partition(b"#")[0].partition(b"?")
+    return b"".join((scheme, b"://", host, normal_path(path), mark, query))
+
+
+def normal_path(path: bytes) -> bytes:
+    """A path in its one form: decoded, resolved beneath the root, encoded again."""
+    kept: list[bytes] = []
+    segments = unquote_to_bytes(path).split(b"/")
+    for segment in segments:
+        if segment == b"..":
+            if kept:
+                kept.pop()
+        elif segment and segment != b".":
+            kept.append(segment)
+    plain = b"/" + b"/".join(kept)
+    if kept and segments[-1] in (b"", b".", b".."):
+        plain += b"/"
+    return quote_from_bytes(plain, safe=_PATH).encode()
+
+
+def check_host(host: bytes) -> bytes:
+    """A Host field's value in lower case. RequestError: 400, it is no host and port."""
+    if not _HOST.fullmatch(host):
+        raise RequestError(400, "the Host field is no host")
+    lower = host.lower()
+    if len(_hosts) < MAX_CACHED and len(host) <= MAX_CACHED_SIZE:
+        _hosts[host] = lower
+    return lower
+
+
+def utf8(value: bytes) -> bytes:
+    """A field value as UTF-8: what is none is taken for Latin-1."""
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1").encode()
+    return value

@@ -1,0 +1,131 @@
+"""From a child's answer to the bytes a client gets, and the answers that are ours. Imports no I/O.
+
+`render` checks a child's status and headers once and keeps the result on the ResponseHead, which the reader
+reuses while a child repeats itself. Framing is ours alone (RFC 9112, 6): what a child says about Content-Length, Connection
+or Transfer-Encoding never reaches the client as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from http.client import responses as REASONS
+
+from poolparty.errors import AnswerError
+from poolparty.wire.frames import ResponseHead
+
+SERVER = b"Server: poolparty\r\n"
+RETRY_AFTER = 1
+"""Seconds that a 503 asks its client to wait."""
+
+HOP_BY_HOP = frozenset(
+    (b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade")
+)
+"""Fields about one connection (RFC 9110, 7.6.1): this connection is ours."""
+
+NO_BODY = frozenset((204, 304))
+
+_token = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
+_forbidden = re.compile(rb"[\r\n\0]").search
+_digits = re.compile(rb"[0-9]{1,18}").fullmatch
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A response's head but for what changes from one response to the next.
+
+    start: status line and fields, Server among them. dated: the child sent its own Date. typed: it sent a
+    Content-Type. length: its own Content-Length, which counts only where no body is sent. close: it wants the connection closed.
+    """
+
+    start: bytes
+    status: int
+    bodiless: bool
+    dated: bool
+    typed: bool
+    length: bytes | None
+    close: bool
+
+
+def status_line(status: int) -> bytes:
+    """`HTTP/1.1 200 OK` and its line end."""
+    return b"HTTP/1.1 %d %s\r\n" % (status, REASONS.get(status, "Unknown").encode())
+
+
+def render(head: ResponseHead) -> Rendered:
+    """What a child's head is for HTTP. AnswerError: HTTP cannot carry it; the message names what."""
+    rendered = head.rendered
+    if not isinstance(rendered, Rendered):
+        head.rendered = rendered = _render(head)
+    return rendered
+
+
+def _render(head: ResponseHead) -> Rendered:
+    status = head.status
+    if not 200 <= status <= 599:
+        raise AnswerError(f"the status {status} is outside 200-599")
+    lines = [status_line(status)]
+    served = dated = typed = close = False
+    length: bytes | None = None
+    for name, values in head.headers:
+        if not _token(name):
+            raise AnswerError(f"the header name {name[:80]!r} is no token")
+        lower = name.lower()
+        for value in values:
+            if _forbidden(value):
+                raise AnswerError(f"the value of the header {name.decode()!r} has a CR, LF or NUL in it")
+        if lower in HOP_BY_HOP:
+            close = close or (lower == b"connection" and any(b"close" in value.lower() for value in values))
+            continue
+        if lower == b"content-length":
+            length = values[0] if len(values) == 1 and _digits(values[0]) else None
+            continue
+        if values:
+            served = served or lower == b"server"
+            dated = dated or lower == b"date"
+            typed = typed or lower == b"content-type"
+        lines += [b"%s: %s\r\n" % (name, value) for value in values]
+    if not served:
+        lines.insert(1, SERVER)
+    return Rendered(b"".join(lines), status, status in NO_BODY, dated, typed, length, close)
+
+
+DEFAULT_TYPE = b"Content-Type: text/plain; charset=utf-8\r\n"
+"""What the original says of a body whose child says nothing."""
+
+CLOSE = b"Connection: close\r\n"
+KEEP_ALIVE = b"Connection: keep-alive\r\n"
+
+
+def head_end(rendered: Rendered, size: int, is_head: bool, date: bytes, connection: bytes) -> bytes:
+    """What follows `rendered.start`: the rest of the fields and the empty line. `date` is the Date field's line."""
+    parts = [b"" if rendered.dated else date, connection]
+    if rendered.status != 204:
+        if not rendered.typed and size:
+            parts.append(DEFAULT_TYPE)
+        if is_head and not size or rendered.status == 304:
+            # What a GET would have had: only the child knows, and only if it says so (RFC 9110, 8.6).
+            if rendered.length is not None:
+                parts.append(b"Content-Length: %s\r\n" % rendered.length)
+            elif rendered.status != 304:
+                parts.append(b"Content-Length: 0\r\n")
+        else:
+            parts.append(b"Content-Length: %d\r\n" % size)
+    parts.append(b"\r\n")
+    return b"".join(parts)
+
+
+def own_response(status: int, sentence: str, date: bytes, is_head: bool, connection: bytes) -> bytes:
+    """A whole response of ours: a sentence as plain text."""
+    body = sentence.encode() + b"\n"
+    retry = b"Retry-After: %d\r\n" % RETRY_AFTER if status == 503 else b""
+    head = b"%s%s%s%s%s%sContent-Length: %d\r\n\r\n" % (
+        status_line(status),
+        SERVER,
+        date,
+        connection,
+        retry,
+        DEFAULT_TYPE,
+        len(body),
+    )
+    return head if is_head else head + body

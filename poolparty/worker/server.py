@@ -1,0 +1,221 @@
+"""What the connections of one HTTP worker share: options, the dispatcher, time limits, counters, the access log.
+
+A coarse tick looks at deadlines, so that no request needs a timer; the Date field is made once a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import os
+import signal
+from collections.abc import Callable
+from email.utils import formatdate
+from time import monotonic, time
+from typing import TYPE_CHECKING, Any
+
+from poolparty.stats.scoreboard import COUNTER_INDEX, SeatWord
+from poolparty.worker.access import AccessLog
+from poolparty.worker.connection import Connection, Phase
+from poolparty.worker.dispatcher import Dispatcher
+from poolparty.worker.request import FieldRules
+from poolparty.worker.response import CLOSE, own_response
+
+if TYPE_CHECKING:
+    from poolparty.arbiter.pool_thread import Seat
+    from poolparty.settings import Options
+    from poolparty.wire.frames import ResponseHead
+    from poolparty.worker.request import Request
+
+TICK = 0.1
+"""Seconds between two sweeps over what waits in the queue and runs in children."""
+
+CONNECTION_SWEEP = 0.5
+"""Seconds between two sweeps over all connections: it costs some 50 ns for each."""
+
+MAX_REQUEST_LINE = 8190
+MAX_REQUEST_FIELDS = 32768
+MAX_REQUEST_FIELD_SIZE = 1024 * 1024
+"""What gunicorn's limits mean at most, and what 0 (no limit of one's own) means. A field's size it leaves open; we do not."""
+
+RESPONSE_BUFFER = 1024 * 1024
+"""Bytes of a response that are kept for a slow client before its child has to wait for it."""
+
+DRAIN_LINGER = 1.0
+"""Seconds that a draining HTTP worker leaves an idle connection open: a request may be on its way on it."""
+
+
+class Server:
+    """The HTTP side of one HTTP worker."""
+
+    def __init__(
+        self,
+        cfg: Any,
+        options: Options,
+        log: Any,
+        seat: Seat,
+        loop: asyncio.AbstractEventLoop,
+        on_orphaned: Callable[[], None],
+    ) -> None:
+        self.cfg = cfg
+        self.options = options
+        self.log = log
+        self.loop = loop
+        self.scheme = b"https" if cfg.is_ssl else b"http"
+        self.rules = FieldRules(cfg.header_map, cfg.forwarder_headers, cfg.secure_scheme_headers)
+        self.limit_request_line = _bounded(cfg.limit_request_line, MAX_REQUEST_LINE)
+        self.limit_request_fields = _bounded(cfg.limit_request_fields, MAX_REQUEST_FIELDS)
+        self.limit_request_field_size = _bounded(cfg.limit_request_field_size, MAX_REQUEST_FIELD_SIZE)
+        self.head_limit = self.limit_request_line + self.limit_request_fields * (
+            self.limit_request_field_size + 4
+        )
+        self.max_body = options.max_request_body_size
+        self.read_timeout = options.request_read_timeout
+        self.write_timeout = options.request_write_timeout
+        self.keepalive = float(cfg.keepalive)
+        self.max_connections = cfg.worker_connections
+        self.draining = False
+        self.connections: set[Connection] = set()
+        self.words = seat.scoreboard.words
+        self.base = seat.scoreboard.seat_base(seat.id)
+        self.words[self.base + SeatWord.PID] = os.getpid()
+        self.dispatcher = Dispatcher(self, seat, loop)
+        self.access = AccessLog(log, cfg)
+        self.access_log = self.access.enabled
+        self.date = b""
+        self._date_second = 0
+        self._flushing: dict[Connection, tuple[float, int]] = {}
+        self._drain_deadline = float("inf")
+        self._next_sweep = 0.0
+        self._scoreboard = seat.scoreboard
+        self._on_orphaned = on_orphaned
+        self._trust_all = "*" in cfg.forwarded_allow_ips
+        self._trusted_networks = [ipaddress.ip_network(ip) for ip in cfg.forwarded_allow_ips if ip != "*"]
+        self._make_date()
+
+    # --- counting ------------------------------------------------------------------------------------------
+
+    def count(self, column: int) -> None:
+        """Add one to a counter of this seat's row."""
+        self.words[self.base + column] += 1
+
+    def add(self, column: int, amount: int) -> None:
+        """Add to a counter of this seat's row."""
+        self.words[self.base + column] += amount
+
+    # --- connections ---------------------------------------------------------------------------------------
+
+    def peer(self, transport: asyncio.Transport) -> tuple[str, bool]:
+        """The client's address as a child sees it (`host:port`, `[v6]:port`, `@`), and whether it is a trusted proxy."""
+        name = transport.get_extra_info("peername")
+        if not isinstance(name, tuple):
+            return "@", True
+        host, port = name[:2]
+        trusted = self._trust_all
+        if not trusted and self._trusted_networks:
+            address = ipaddress.ip_address(host.partition("%")[0])
+            trusted = any(address in network for network in self._trusted_networks)
+        return (f"[{host}]:{port}" if ":" in host else f"{host}:{port}"), trusted
+
+    def opened(self, connection: Connection) -> None:
+        """A connection was accepted: make room for it if there are too many."""
+        connection.transport.set_write_buffer_limits(high=RESPONSE_BUFFER)
+        self.count(COUNTER_INDEX["connections_accepted"])
+        if len(self.connections) >= self.max_connections:
+            self._make_room(connection)
+        self.connections.add(connection)
+        self.words[self.base + SeatWord.CONNECTIONS] = len(self.connections)
+
+    def _make_room(self, newcomer: Connection) -> None:
+        """Close the connection that has been idle longest; if none is idle, the newcomer is told to come again."""
+        self.count(COUNTER_INDEX["connections_dropped"])
+        idle = [connection for connection in self.connections if connection.phase is Phase.IDLE]
+        if idle:
+            min(idle, key=lambda connection: connection.deadline).transport.close()
+        else:
+            newcomer.transport.write(own_response(503, "too many connections", self.date, False, CLOSE))
+            newcomer.transport.close()
+
+    def closed(self, connection: Connection) -> None:
+        """A connection has ended."""
+        self.connections.discard(connection)
+        self._flushing.pop(connection, None)
+        self.words[self.base + SeatWord.CONNECTIONS] = len(self.connections)
+
+    def watch_flushing(self, connection: Connection) -> None:
+        """See that a client takes what is unsent: request_write_timeout without any of it taken ends the connection."""
+        self._flushing[connection] = monotonic() + self.write_timeout, connection.flushed()
+
+    # --- time ----------------------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Called every TICK seconds."""
+        now = monotonic()
+        if int(time()) != self._date_second:
+            self._make_date()
+        self.dispatcher.sweep(now)
+        if self._flushing:
+            self._sweep_flushing(now)
+        if now >= self._next_sweep:
+            self._next_sweep = now + CONNECTION_SWEEP
+            for connection in [c for c in self.connections if c.deadline < now]:
+                connection.timed_out(now)
+        if now >= self._drain_deadline:
+            for connection in [c for c in self.connections if c.phase is Phase.IDLE]:
+                connection.transport.close()
+
+    def _sweep_flushing(self, now: float) -> None:
+        for connection, (deadline, flushed) in list(self._flushing.items()):
+            if not connection.transport.get_write_buffer_size():
+                del self._flushing[connection]
+            elif connection.flushed() != flushed:
+                self.watch_flushing(connection)
+            elif now >= deadline:
+                self.log.info('msg="response write timed out" client="%s"', connection.address)
+                connection.transport.abort()
+
+    def _make_date(self) -> None:
+        self._date_second = int(time())
+        self.date = b"Date: %s\r\n" % formatdate(self._date_second, usegmt=True).encode()
+
+    # --- the end -------------------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Answer what has been asked, say `Connection: close` with it, and take no new connections. Idempotent."""
+        if not self.draining:
+            self.draining = True
+            self._drain_deadline = monotonic() + DRAIN_LINGER
+            self.dispatcher.drain()
+
+    @property
+    def finished(self) -> bool:
+        """Whether everything that was asked before the drain has been answered."""
+        return not self.connections and not self.dispatcher.busy
+
+    def arbiter_died(self) -> None:
+        """Nobody manages the children any more: end every one of them, and leave."""
+        self.log.critical('msg="the arbiter has died" action="ending all workers"')
+        for pid in self._scoreboard.child_pids():
+            try:
+                os.killpg(pid, signal.SIGKILL)
+            except (ProcessLookupError, PermissionError):
+                pass
+        self._on_orphaned()
+
+    # --- the access log ------------------------------------------------------------------------------------
+
+    def log_access(
+        self,
+        connection: Connection,
+        request: Request | None,
+        status: int,
+        size: int,
+        head: ResponseHead | None = None,
+    ) -> None:
+        """One line of the access log, if there is one."""
+        if self.access_log:
+            self.access.write(connection, request, status, size, head)
+
+
+def _bounded(value: int, most: int) -> int:
+    return value if 0 < value < most else most
