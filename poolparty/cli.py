@@ -207,7 +207,7 @@ class Poolparty(Application):
             # gets.
             if self.cfg.loglevel == "debug":
                 raise
-            print(f"\nError: {error}", file=sys.stderr, flush=True)
+            print(f"\nError: {str(error).removeprefix('Error: ')}", file=sys.stderr, flush=True)
             sys.exit(1)
 
 

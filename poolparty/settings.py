@@ -524,6 +524,10 @@ def prepare(cfg: Config) -> Options:
     options = Options.from_cfg(cfg)
     _set_bind(cfg, options)
     _check_program(cfg, options)
+    heartbeats = cfg.settings["worker_tmp_dir"].get()
+    if heartbeats is not None and not os.access(heartbeats, os.W_OK | os.X_OK):
+        wrong = "no file can be made there; give a directory that can be written, as /dev/shm"
+        raise ConfigError(complaint("worker_tmp_dir", heartbeats, wrong))
     if cfg.settings["certfile"].get() or cfg.settings["keyfile"].get():
         _check_tls(cfg)
     if "graceful_timeout" not in _given(cfg):

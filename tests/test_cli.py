@@ -321,6 +321,21 @@ def test_print_config_prints_ours_among_gunicorns() -> None:
     assert found["bind"] == "['127.0.0.1:8080']"
 
 
+def test_what_only_a_start_can_find_out_is_a_sentence_too(elsewhere: Path) -> None:
+    (elsewhere / "file").write_text("")
+    for words, sentence in (
+        (("--listen-address", "unix:file"), "'file' is not a socket"),
+        (("--pid", "nowhere/pid"), "nowhere doesn't exist"),
+        (("--error-logfile", "nowhere/log"), "'nowhere/log' isn't writable"),
+        (("--ctl-socket", "nowhere/ctl", "--bind", "unix:http"), "ctl_socket = 'nowhere/ctl'"),
+    ):
+        done = run(*words, "--", "sh")
+        assert done.returncode == 1
+        assert "Traceback" not in done.stderr
+        assert done.stderr.splitlines()[-1].startswith("Error: ")
+        assert sentence in done.stderr.splitlines()[-1]
+
+
 def test_the_settings_module_run_as_a_program_prints_what_is_committed() -> None:
     for argument, file in ((), "docs/settings.md"), (("--annotated",), "conf/annotated.py"):
         done = subprocess.run(

@@ -322,6 +322,12 @@ def test_a_malformed_variable_is_a_sentence() -> None:
         pool_config(raw_env=["PATH"]).validate()
 
 
+def test_a_heartbeat_directory_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:
+    pool_config(worker_tmp_dir=str(tmp_path)).validate()
+    with pytest.raises(ConfigError, match=r"^worker_tmp_dir = '/nowhere': no file can be made there"):
+        pool_config(worker_tmp_dir="/nowhere").validate()
+
+
 # TLS.
 
 
