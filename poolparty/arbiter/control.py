@@ -13,13 +13,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import logging
 import os
 import selectors
 import socket
 import stat
 import struct
 import time
+import traceback
 from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
@@ -55,6 +55,14 @@ MAX_INTERVAL = 86_400
 """Seconds between two rounds of collectd-metrics."""
 
 
+class Log(Protocol):
+    """What is used of the relay's log, or of a logger."""
+
+    def info(self, message: str, *args: object) -> None: ...
+    def warning(self, message: str, *args: object) -> None: ...
+    def error(self, message: str, *args: object) -> None: ...
+
+
 class Pool(Protocol):
     """What is used of the PoolThread, whose loop calls the data of whatever is registered as `data(mask)`."""
 
@@ -69,10 +77,10 @@ class Pool(Protocol):
 class ControlServer:
     """The listening socket and its clients. `uids` may connect beside root and the arbiter's own user."""
 
-    def __init__(self, pool: Pool, path: str, log: Any, uids: Collection[int] = ()) -> None:
+    def __init__(self, pool: Pool, path: str, log: Log, uids: Collection[int] = ()) -> None:
         self.pool = pool
         self.path = path
-        self.log: logging.Logger = log
+        self.log = log
         self._uids = {0, os.geteuid(), *uids}
         self._listener: socket.socket | None = None
         self._place = ""  # the path, whatever the working directory will be
@@ -272,7 +280,7 @@ class _Session:
             alive = self._flush() and self._run(now) and self._flush()
         except Exception:
             # The pool serves on: a fault in what one client asked for is no reason to end it.
-            self._server.log.exception("control socket: a connection is closed")
+            self._server.log.error("control socket: a connection is closed: %s", traceback.format_exc())
             alive = False
         finally:
             self._in_turn = False
@@ -312,6 +320,9 @@ class _Session:
         if self._mask:
             self._server.pool.selector.unregister(self.socket)
             self._mask = 0
+        # A process forked meanwhile may hold a copy of the descriptor, and the client would wait for the end.
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
         self.socket.close()
         self._waiting = False
         self.due = None
@@ -371,7 +382,7 @@ class _Session:
         except ControlError as error:
             self._answer(error)
         except Exception:
-            self._server.log.exception("control socket: %r failed", text[:200])
+            self._server.log.error("control socket: %r failed: %s", text[:200], traceback.format_exc())
             self._answer(ControlError("internal error, see the server's log"))
         else:
             if not answered:

@@ -196,7 +196,8 @@ def ask(path: Path, lines: bytes) -> bytes:
         (b"restart-workers now", "ERROR: unexpected arguments"),
         (
             b"bogus",
-            "ERROR: unknown command, want restart-workers|spawn-workers|remove-workers|stats|collectd-metrics",
+            "ERROR: unknown command, want "
+            "restart-workers|spawn-workers|remove-workers|stats|collectd-metrics",
         ),
         (b"'stats", "ERROR: No closing quotation"),
         (b'"stats', "ERROR: No closing quotation"),

@@ -1,0 +1,252 @@
+"""The snapshot of a pool, and the text, JSON and collectd's lines that are made from it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import time
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from poolparty.arbiter.sampling import Sampler, Usage
+from poolparty.pool.child import State
+from poolparty.stats import report
+from poolparty.stats.counters import COUNTERS
+from poolparty.stats.scoreboard import COUNTER_INDEX, ChildWord, Scoreboard, SeatWord
+
+
+class FakeSampler(Sampler):
+    """Knows every process but those of `gone`."""
+
+    def __init__(self, gone: frozenset[int] = frozenset()) -> None:
+        super().__init__()
+        self.gone = gone
+
+    def sample(self, pids: Any) -> dict[int, Usage]:
+        return {pid: Usage(rss=pid * 1000, cpu_percent=1.5) for pid in pids if pid not in self.gone}
+
+
+@dataclass
+class FakeChild:
+    id: int
+    pid: int
+    slot: int
+    state: State = State.IDLE
+    generation: int = 0
+    spawned_at: float = 0.0
+    seat: int | None = None
+
+
+@dataclass
+class FakePool:
+    children: dict[int, FakeChild] = field(default_factory=dict)
+    seats: dict[int, Any] = field(default_factory=dict)
+    scoreboard: Scoreboard = field(default_factory=lambda: Scoreboard(seats=4, children=8))
+    started_at: float = field(default_factory=lambda: time.monotonic() - 100)
+    counters: dict[str, int] = field(default_factory=lambda: {"spawns": 9, "restarts": 4, "deaths": 5})
+    policy: Any = field(default_factory=lambda: SimpleNamespace(target=3, generation=2, restarting=True))
+    options: Any = field(
+        default_factory=lambda: SimpleNamespace(
+            pool_cmd=("janet", "my app.janet"), min_pool_size=1, max_pool_size=8
+        )
+    )
+
+    def add_child(self, state: State, sent: int = 0, answered: int = 0, seat: int | None = None) -> FakeChild:
+        slot = len(self.children)
+        child = FakeChild(
+            slot + 1, 500 + slot, slot, state, spawned_at=time.monotonic() - 10 * (slot + 1), seat=seat
+        )
+        self.children[child.id] = child
+        base = self.scoreboard.child_base(slot)
+        self.scoreboard.words[base + ChildWord.SENT] = sent
+        self.scoreboard.words[base + ChildWord.ANSWERED] = answered
+        return child
+
+    def add_seat(self, row: int, pid: int | None, **columns: float) -> None:
+        self.seats[row] = SimpleNamespace(id=row, pid=pid)
+        base = self.scoreboard.seat_base(row)
+        for name, value in columns.items():
+            if name == "oldest":
+                self.scoreboard.times[base + SeatWord.OLDEST] = value
+            elif name in COUNTER_INDEX:
+                self.scoreboard.words[base + COUNTER_INDEX[name]] = int(value)
+            else:
+                self.scoreboard.words[base + SeatWord[name.upper()]] = int(value)
+
+
+def snapshot(pool: FakePool, gone: frozenset[int] = frozenset()) -> dict[str, Any]:
+    return report.snapshot(pool, FakeSampler(gone))
+
+
+def busy_pool() -> FakePool:
+    pool = FakePool()
+    pool.add_seat(0, 71, connections=30, requests=100, answered=90, failed=3, queued=2, draining=1,
+                  oldest=time.monotonic() - 0.5)  # fmt: skip
+    pool.add_seat(1, 72, connections=5, requests=11, answered=11, bytes_sent=2**40, queued=1,
+                  oldest=time.monotonic() - 2.0)  # fmt: skip
+    pool.add_seat(2, None)  # not forked yet
+    pool.add_child(State.IDLE, 7, 7)
+    pool.add_child(State.LENT, 8, 7, seat=0)
+    pool.add_child(State.LENT, 8, 8, seat=1)
+    pool.add_child(State.RECALLED, 2, 1, seat=1)
+    pool.add_child(State.BOOTING)
+    pool.add_child(State.CHECKING, 1, 1)
+    pool.add_child(State.ENDING, 3, 2)
+    pool.add_child(State.GONE)
+    return pool
+
+
+def test_the_snapshot_is_json_with_what_monitoring_relies_on() -> None:
+    found = json.loads(report.one_line(snapshot(busy_pool())))
+    assert found["uptime"] == pytest.approx(100, abs=5)
+    (pool,) = found["pools"]
+    assert pool["name"] == "default"
+    assert pool["command"] == "janet 'my app.janet'"
+    assert {"workers", "idle", "busy", "queued", "restarts", "requests", "children"} <= set(pool)
+    assert {"pid", "connections", "requests"} <= set(found["http_workers"][0])
+    assert {"pid", "state", "requests", "age", "rss", "cpu_percent"} <= set(pool["children"][0])
+
+
+def test_json_output_is_one_line_whatever_the_command_is() -> None:
+    pool = FakePool()
+    pool.options.pool_cmd = ("sh", "-c", "a\nb\u2028c")
+    assert report.one_line(snapshot(pool)).splitlines(keepends=True) == [report.one_line(snapshot(pool))]
+
+
+def test_workers_are_the_children_that_serve_or_will() -> None:
+    (pool,) = snapshot(busy_pool())["pools"]
+    assert (pool["workers"], pool["idle"], pool["busy"], pool["booting"], pool["ending"]) == (6, 3, 2, 1, 1)
+    assert pool["workers"] == pool["idle"] + pool["busy"] + pool["booting"]
+    assert (pool["min"], pool["max"], pool["target"]) == (1, 8, 3)
+    assert (pool["generation"], pool["restarting"]) == (2, True)
+
+
+def test_a_lent_child_is_shown_as_busy_or_idle_with_the_http_worker_that_holds_it() -> None:
+    children = snapshot(busy_pool())["pools"][0]["children"]
+    assert [child["state"] for child in children] == [
+        "idle", "busy", "idle", "busy", "booting", "checking", "ending",
+    ]  # fmt: skip
+    assert [child["http_worker"] for child in children] == [None, 71, 72, 72, None, None, None]
+
+
+def test_children_show_their_age_and_the_requests_they_have_answered() -> None:
+    children = snapshot(busy_pool())["pools"][0]["children"]
+    assert [child["requests"] for child in children] == [7, 7, 8, 1, 0, 1, 2]
+    assert children[1]["age"] == pytest.approx(20, abs=5)
+
+
+def test_queues_of_all_http_workers_add_up_and_the_longest_wait_counts() -> None:
+    (pool,) = snapshot(busy_pool())["pools"]
+    assert pool["queued"] == 3
+    assert pool["longest_wait"] == pytest.approx(2.0, abs=1.0)
+
+
+def test_http_workers_show_their_rows_and_a_seat_without_a_process_is_left_out() -> None:
+    found = snapshot(busy_pool())["http_workers"]
+    assert [worker["pid"] for worker in found] == [71, 72]
+    assert found[0] == {
+        "pid": 71,
+        "connections": 30,
+        "requests": 100,
+        "queued": 2,
+        "draining": True,
+        "rss": 71_000,
+        "cpu_percent": 1.5,
+    }
+
+
+def test_totals_include_http_workers_that_have_gone() -> None:
+    pool = busy_pool()
+    pool.scoreboard.retire_seat(1)
+    del pool.seats[1]
+    (found,) = snapshot(pool)["pools"]
+    assert found["requests"] == 111
+    assert found["outcomes"] == {
+        "answered": 101,
+        "overloaded": 0,
+        "failed": 3,
+        "timed_out": 0,
+        "abandoned": 0,
+    }
+    assert found["counters"]["bytes_sent"] == 2**40
+    assert found["counters"]["worker_deaths"] == 5
+
+
+def test_a_process_that_has_just_gone_has_no_usage_and_breaks_nothing() -> None:
+    found = snapshot(busy_pool(), gone=frozenset({500}))
+    child = found["pools"][0]["children"][0]
+    assert (child["rss"], child["cpu_percent"]) == (None, None)
+    line = next(line for line in report.text(found).splitlines() if "pid=500 " in line)
+    assert line.endswith(" rss=- cpu=-")
+
+
+def test_text_begins_as_the_original_does_and_has_every_counter_once() -> None:
+    lines = report.text(snapshot(busy_pool())).splitlines()
+    assert lines[:2] == ["workers=6", "worker-restarts=4"]
+    figures = dict(line.split("=") for line in lines if not line.startswith("worker pid="))
+    assert len(figures) == sum(not line.startswith("worker pid=") for line in lines)
+    assert {counter.name.replace("_", "-") for counter in COUNTERS} <= set(figures)
+    expected = {
+        "requests": "111",
+        "answered": "101",
+        "failed": "3",
+        "worker-spawns": "9",
+        "worker-deaths": "5",
+        "idle": "3",
+        "busy": "2",
+        "booting": "1",
+        "queued": "3",
+        "http-workers": "2",
+    }
+    assert {name: figures[name] for name in expected} == expected
+    assert 95 <= int(figures["uptime-seconds"]) <= 120
+
+
+def test_text_has_a_line_for_every_child() -> None:
+    lines = [line for line in report.text(snapshot(busy_pool())).splitlines() if line.startswith("worker ")]
+    assert len(lines) == 7
+    assert re.fullmatch(r"worker pid=501 state=busy requests=7 age=2\d rss=501000 cpu=1\.5", lines[1])
+
+
+def test_collectd_gets_the_lines_of_the_original_first() -> None:
+    lines = report.collectd(snapshot(busy_pool()), "web1", 10, "", 1795487909.9).splitlines()
+    assert lines[:2] == [
+        "putval web1/poolparty/gauge-workers interval=10 1795487909:6",
+        "putval web1/poolparty/counter-worker-restarts interval=10 1795487909:4",
+    ]
+    shape = r"putval web1/poolparty/(gauge|counter)-[a-z-]+ interval=10 1795487909:\d+"
+    assert all(re.fullmatch(shape, line) for line in lines)
+    identifiers = [line.split()[1] for line in lines]
+    assert len(set(identifiers)) == len(identifiers)
+    assert "putval web1/poolparty/counter-requests interval=10 1795487909:111" in lines
+    assert "putval web1/poolparty/gauge-connections interval=10 1795487909:35" in lines
+
+
+@pytest.mark.parametrize(
+    ("label", "shown"), [("web", "web"), ("a b", "a_b"), ("a/b", "a_b"), ("a\nputval x", "a_putval_x")]
+)
+def test_a_label_names_the_plugin_instance_and_cannot_forge_lines(label: str, shown: str) -> None:
+    lines = report.collectd(snapshot(busy_pool()), "h", 1, label, 5.0).splitlines()
+    assert all(line.startswith(f"putval h/poolparty-{shown}/") for line in lines)
+    assert all(line.count(" ") == 3 for line in lines)
+
+
+def test_an_empty_pool_can_be_shown() -> None:
+    found = snapshot(FakePool())
+    assert report.text(found).startswith("workers=0\nworker-restarts=4\n")
+    assert report.collectd(found, socket.gethostname(), 10, "x", 0.0)
+    assert found["pools"][0]["children"] == []
+
+
+def test_the_real_process_table_is_asked_when_nothing_else_is_given() -> None:
+    pool = FakePool()
+    child = pool.add_child(State.IDLE)
+    pool.children[child.id] = replace(child, pid=os.getpid())
+    (shown,) = report.snapshot(pool)["pools"][0]["children"]
+    assert shown["rss"] > 1_000_000
+    assert shown["cpu_percent"] >= 0
