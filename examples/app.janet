@@ -53,7 +53,7 @@
   [request]
   (def uri (request :uri))
   (def start (string/find "/" uri (+ 3 (string/find "://" uri))))
-  (def [path query] (string/split "?" uri start 2))
+  (def [path query] (string/split "?" (string/slice uri start) 0 2))
   [path (or query "")])
 
 (defn quoted

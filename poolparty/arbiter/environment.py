@@ -1,9 +1,9 @@
 """The environment variables of a child.
 
-Called in the arbiter once for a generation of children, not for each child: for a Janet program the interpreter is
-asked where its modules are. Nothing the user has set is replaced: our worker libraries are added behind the
-user's own paths, so that a module of the same name that is installed there (the original's own library is one)
-comes first.
+Called in the arbiter once for a generation of children, not for each child: for a Janet program the
+interpreter is asked where its modules are. Nothing the user has set is replaced: our worker libraries are
+added behind the user's own paths, so that a module of the same name that is installed there (the original's
+own library is one) comes first.
 """
 
 from __future__ import annotations
@@ -56,9 +56,10 @@ def child_environment(base: Mapping[str, str], command: Sequence[str]) -> dict[s
 
 
 def _appended(path: str | None, folder: Path) -> str:
-    """`path` with `folder` at its end, once."""
-    folders = [each for each in (path or "").split(os.pathsep) if each and each != str(folder)]
-    return os.pathsep.join([*folders, str(folder)])
+    """`path` with `folder` behind all it has, once."""
+    if not path:
+        return str(folder)
+    return path if str(folder) in path.split(os.pathsep) else f"{path}{os.pathsep}{folder}"
 
 
 def _janet_of(command: Sequence[str]) -> str | None:

@@ -210,8 +210,16 @@
     (push-string head message)
     (write ""))
 
-  # The handler whose error is to be answered. The loop runs in one fiber, which an error ends, and is started again
-  # after it: a fiber for each request would cost more than decoding it. What waits in the pipe is not touched.
+  (defn check-health []
+    (if replies
+      (let [[ok err] (protect (health-check))]
+        (unless ok (eprintf "poolparty: the health check failed: %v" err))
+        (reply ok (if ok "" (string err))))
+      (health-check)))
+
+  # The request whose handler runs: an error now is one to be answered. The loop runs in one fiber, which an error
+  # ends, and is started again after it; a fiber for each request would cost more than decoding it. What waits in
+  # the pipe is not touched by this. No closure may be made in the loop: Janet would make a function of its body.
   (var current nil)
 
   (defn run []
@@ -238,12 +246,7 @@
             (buffer/trim buf)))
 
         (= tag health-check-request)
-        (if replies
-          (do
-            (def [ok err] (protect (health-check)))
-            (unless ok (eprintf "poolparty: the health check failed: %v" err))
-            (reply ok (if ok "" (string/format "%.1000s" (string err)))))
-          (health-check))
+        (check-health)
 
         (errorf "poolparty: a request of a kind this library does not know (%d)" tag))))
 
@@ -261,7 +264,7 @@
         (if request
           (do
             (eprintf "poolparty: %s %q failed" (request :method) (request :uri))
-            (debug/stacktrace fiber err "")
+            (debug/stacktrace fiber (if (bytes? err) err (string/format "%q" err)) "")
             (eflush)
             (respond failure)
             (flush))

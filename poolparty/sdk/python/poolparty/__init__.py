@@ -474,11 +474,13 @@ def _check_health(health_check: Callable[[], object] | None, replies: bool) -> b
 def _report(what: str) -> None:
     """Write the exception being handled to stderr, from the program's own frames on."""
     kind, error, trace = sys.exc_info()
+    assert kind is not None and error is not None and trace is not None
+    if trace.tb_next is not None:
+        error = error.with_traceback(trace.tb_next)
     try:
         print(f"poolparty: {what}", file=sys.stderr)
         # The interpreter's own printer needs no import; `traceback` would cost the first error several ms.
-        below = trace.tb_next if trace is not None and trace.tb_next is not None else trace
-        sys.__excepthook__(kind, error, below)  # type: ignore[arg-type]
+        sys.__excepthook__(kind, error, error.__traceback__)
         sys.stderr.flush()
     except Exception:
         pass  # a broken stderr, or an exception that cannot be printed, must not cost the client its answer

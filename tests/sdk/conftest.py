@@ -1,0 +1,227 @@
+"""A worker in a process of its own, as the server would have it: requests on descriptor 0, answers on 3.
+
+Frames are written and read by hand here, so that a mistake common to our codec and a library does not pass.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+PATIENCE = 20.0  # for whatever a worker owes; reached only by a failing test
+
+HEALTH_CHECK = b"\x01\x00\x00\x00\x01"
+
+FORGOTTEN = {"PYTHONPATH", "JANET_PATH", "POOLPARTY_FEATURES"}
+
+
+def uint(number: int) -> bytes:
+    out = b""
+    while number > 127:
+        out += bytes([number % 128 + 128])
+        number //= 128
+    return out + bytes([number])
+
+
+def string(text: str | bytes) -> bytes:
+    data = text.encode() if isinstance(text, str) else text
+    return uint(len(data)) + data
+
+
+def request_frame(
+    uri: str = "http://example.org/",
+    method: str = "GET",
+    headers: Mapping[str, str] | None = None,
+    body: bytes = b"",
+    remote_address: str = "192.0.2.1:4711",
+) -> bytes:
+    headers = headers or {}
+    payload = b"\x00" + string(remote_address) + string(uri) + string(method) + uint(len(headers))
+    for name, value in headers.items():
+        payload += string(name) + string(value)
+    payload += string(body)
+    return len(payload).to_bytes(4, "little") + payload
+
+
+class Payload:
+    """Takes a frame's payload apart, and insists that nothing is left at the end."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.at = 0
+
+    def uint(self) -> int:
+        number = shift = 0
+        while True:
+            byte = self.data[self.at]
+            self.at += 1
+            number += (byte % 128) << shift
+            shift += 7
+            if byte < 128:
+                return number
+
+    def bytes(self) -> bytes:
+        size = self.uint()
+        assert self.at + size <= len(self.data), "a length beyond the frame's end"
+        self.at += size
+        return self.data[self.at - size : self.at]
+
+    def text(self) -> str:
+        return self.bytes().decode()
+
+    def end(self) -> None:
+        assert self.at == len(self.data), "bytes behind the message"
+
+
+class Worker:
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        reading, writing = os.pipe()
+        launcher = (
+            f"import os, sys; os.dup2({writing}, 3); {writing} == 3 or os.close({writing}); "
+            "os.execvp(sys.argv[1], sys.argv[1:])"
+        )
+        self.process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", launcher, *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=(writing,),
+            env={**{k: v for k, v in os.environ.items() if k not in FORGOTTEN}, **environment},
+            bufsize=0,
+        )
+        os.close(writing)
+        self.fd3 = reading
+        self.buffer = b""
+
+    def send(self, *frames: bytes) -> None:
+        """Write the frames as one piece: a library has to find the borders."""
+        assert self.process.stdin is not None
+        data = memoryview(b"".join(frames))
+        while data:
+            data = data[os.write(self.process.stdin.fileno(), data) :]
+
+    def _read(self, size: int) -> bytes:
+        end = time.monotonic() + PATIENCE
+        while len(self.buffer) < size:
+            readable, _, _ = select.select([self.fd3], [], [], max(0, end - time.monotonic()))
+            assert readable, f"no answer; on stderr: {self.kill_and_read_stderr()}"
+            piece = os.read(self.fd3, 1 << 20)
+            assert piece, f"the worker has gone; on stderr: {self.kill_and_read_stderr()}"
+            self.buffer += piece
+        data, self.buffer = self.buffer[:size], self.buffer[size:]
+        return data
+
+    def frame(self) -> tuple[int, Payload]:
+        """The next frame's tag, and its payload behind the tag."""
+        payload = Payload(self._read(int.from_bytes(self._read(4), "little")))
+        return payload.uint(), payload
+
+    def response(self) -> tuple[int, dict[str, list[str]], bytes]:
+        tag, payload = self.frame()
+        assert tag == 0
+        status = payload.uint()
+        headers = {}
+        for _ in range(payload.uint()):
+            name = payload.text()
+            headers[name] = [payload.text() for _ in range(payload.uint())]
+        body = payload.bytes()
+        payload.end()
+        return status, headers, body
+
+    def ask(
+        self,
+        uri: str = "http://example.org/",
+        method: str = "GET",
+        headers: Mapping[str, str] | None = None,
+        body: bytes = b"",
+    ) -> tuple[int, dict[str, list[str]], bytes]:
+        self.send(request_frame(uri, method, headers, body))
+        return self.response()
+
+    def ready(self) -> list[str]:
+        """The features that the worker's Ready names."""
+        tag, payload = self.frame()
+        assert tag == 1
+        features = [payload.text() for _ in range(payload.uint())]
+        payload.end()
+        return features
+
+    def health(self) -> tuple[bool, str]:
+        tag, payload = self.frame()
+        assert tag == 2
+        ok, message = payload.uint(), payload.text()
+        payload.end()
+        return {0: False, 1: True}[ok], message
+
+    def says_nothing_more(self) -> bool:
+        """After its end: whether all that it wrote on descriptor 3 has been read."""
+        return self.buffer == b"" and os.read(self.fd3, 1) == b""
+
+    def line_of_stdout(self) -> bytes:
+        """The next line, which must come while the worker goes on running."""
+        assert self.process.stdout is not None
+        end = time.monotonic() + PATIENCE
+        line = b""
+        while not line.endswith(b"\n"):
+            readable, _, _ = select.select([self.process.stdout], [], [], max(0, end - time.monotonic()))
+            assert readable, "no line on stdout"
+            line += os.read(self.process.stdout.fileno(), 1)
+        return line
+
+    def leave(self) -> tuple[int, str]:
+        """Close its stdin. Its exit status (negative: the signal) and what it wrote to stderr."""
+        _, stderr = self.process.communicate(timeout=PATIENCE)
+        return self.process.returncode, stderr.decode()
+
+    def kill_and_read_stderr(self) -> str:
+        self.process.kill()
+        _, stderr = self.process.communicate()
+        return stderr.decode()
+
+    def close(self) -> None:
+        if self.process.returncode is None:
+            self.kill_and_read_stderr()
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+            if stream is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    stream.close()
+        os.close(self.fd3)
+
+
+@pytest.fixture
+def start_worker() -> Iterator[Callable[..., Worker]]:
+    """start_worker(command, environment={}) -> Worker"""
+    workers: list[Worker] = []
+
+    def start(command: Sequence[str], environment: Mapping[str, str] | None = None) -> Worker:
+        workers.append(Worker(command, environment or {}))
+        return workers[-1]
+
+    yield start
+    for worker in workers:
+        worker.close()
+
+
+@pytest.fixture(scope="session")
+def sdk(checkout: Path) -> Path:
+    return checkout / "poolparty" / "sdk"
+
+
+@pytest.fixture
+def frame_of() -> Callable[..., bytes]:
+    """frame_of(uri, method, headers, body, remote_address) -> a request's frame"""
+    return request_frame
+
+
+@pytest.fixture
+def health_check() -> bytes:
+    """A HealthCheckRequest's frame."""
+    return HEALTH_CHECK
