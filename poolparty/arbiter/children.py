@@ -313,7 +313,8 @@ def died_by_itself(child: Child, status: int) -> bool:
     """Whether nobody told it to leave, or it was leaving anyway when it was told since its pipe had closed."""
     if child.cause is None:
         return True
-    ours = os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGTERM, signal.SIGKILL)
+    number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+    ours = number == signal.SIGTERM or (number == signal.SIGKILL and child.killed)
     return child.cause is Cause.BROKEN and not ours
 
 

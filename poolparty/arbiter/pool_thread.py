@@ -438,7 +438,7 @@ class PoolThread:
             self.log.error("%s", words)
             if generation == self.policy.generation:
                 self._abandon_restart(f"the new worker could not be started: {error}")
-            return False
+            return True  # the policy has changed its mind: it knows when to try again
         self._last_child += 1
         slot = self._free_rows.pop()
         self.scoreboard.clear_child(slot)
@@ -721,8 +721,8 @@ class PoolThread:
     def _distrust(self, seat: Seat, why: str) -> None:
         """Whatever it holds cannot be had back from a process that talks nonsense: it has to end first."""
         self.log.error("HTTP worker (pid:%s): %s; it is ended", seat.pid, why)
+        self._kill_seat(seat)  # first: a closed channel tells it that the arbiter has died
         self._close_channel(seat)
-        self._kill_seat(seat)
 
     def _kill_seat(self, seat: Seat) -> None:
         seat.killed = True
