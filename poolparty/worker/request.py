@@ -205,7 +205,7 @@ def build_request(
         if version == "1.1":
             raise RequestError(400, "the Host field is missing")
         host = b""
-    if target[:1] == b"/" and not target.translate(None, _PLAIN) and not _NOT_NORMAL(target):
+    if target[:1] == b"/" and not target.translate(None, PLAIN_TARGET) and not not_normal(target):
         uri = scheme + b"://" + host + target
     else:
         uri = absolute_uri(scheme, host, target, method)
@@ -237,8 +237,9 @@ _METHODS = {
 _SPACE = (b" ", b"\t")
 _UNRESERVED = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.~"
 _PATH = _UNRESERVED + b"$&+,/:;=@"
-_PLAIN = _PATH + b"?"
-_NOT_NORMAL = re.compile(rb"//|/\.").search
+PLAIN_TARGET = _PATH + b"?"
+"""Characters of a target that needs no encoding, unless it is not normal."""
+not_normal = re.compile(rb"//|/\.|\?\Z").search
 _ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^#]*)")
 _HOST = re.compile(
     rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+(?:%25[A-Za-z0-9._~-]+)?\])(?::[0-9]{0,5})?"
@@ -249,8 +250,9 @@ _hosts: dict[bytes, bytes] = {}
 def absolute_uri(scheme: bytes, host: bytes, target: bytes, method: bytes) -> bytes:
     """The uri of any target: RFC 9112, 3.2, normalised as the original does it.
 
-    The path is percent-decoded, `//`, `/./` and `/../` are resolved, and it is encoded again; a query stays as it is; a
-    fragment goes. An absolute target brings its own host (RFC 9112, 3.2.2).
+    The path is percent-decoded, `//`, `/./` and `/../` are resolved, and it is encoded again; a query stays as
+    it is; a fragment goes, and so does a `?` with nothing behind it. An absolute target brings its own host
+    (RFC 9112, 3.2.2).
     """
     if target[:1] == b"/":
         rest = target
@@ -265,8 +267,8 @@ def absolute_uri(scheme: bytes, host: bytes, target: bytes, method: bytes) -> by
         scheme, host, rest = match[1].lower(), check_host(match[2]), match[3]
         if not host:
             raise RequestError(400, "the target names no host")
-    path, mark, query = rest.partition(b"#")[0].partition(b"?")
-    return b"".join((scheme, b"://", host, normal_path(path), mark, query))
+    path, _, query = rest.partition(b"#")[0].partition(b"?")
+    return b"".join((scheme, b"://", host, normal_path(path), b"?" if query else b"", query))
 
 
 def normal_path(path: bytes) -> bytes:

@@ -23,7 +23,11 @@ HOP_BY_HOP = frozenset(
 )
 """Fields about one connection (RFC 9110, 7.6.1): this connection is ours."""
 
-NO_BODY = frozenset((204, 304))
+NO_BODY = frozenset((204, 205, 304))
+"""Statuses whose response has no content (RFC 9110, 15.3.5, 15.3.6, 15.4.5), whatever the child sends."""
+
+SINGLE = frozenset((b"content-type", b"date", b"server"))
+"""Fields that are no lists: of several values the last one counts, as with the original."""
 
 _token = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 _forbidden = re.compile(rb"[\r\n\0]").search
@@ -80,7 +84,8 @@ def _render(head: ResponseHead) -> Rendered:
         if lower == b"content-length":
             length = values[0] if len(values) == 1 and _digits(values[0]) else None
             continue
-        if values:
+        if lower in SINGLE and values:
+            values = values[-1:]
             served = served or lower == b"server"
             dated = dated or lower == b"date"
             typed = typed or lower == b"content-type"
@@ -100,15 +105,16 @@ KEEP_ALIVE = b"Connection: keep-alive\r\n"
 def head_end(rendered: Rendered, size: int, is_head: bool, date: bytes, connection: bytes) -> bytes:
     """What follows `rendered.start`: the rest of the fields and the empty line. `date` is the Date field's line."""
     parts = [b"" if rendered.dated else date, connection]
-    if rendered.status != 204:
-        if not rendered.typed and size:
+    status = rendered.status
+    if status == 205:
+        parts.append(b"Content-Length: 0\r\n")
+    elif status != 204:
+        if size and not rendered.typed and status != 304:
             parts.append(DEFAULT_TYPE)
-        if is_head and not size or rendered.status == 304:
+        if (is_head and not size) or status == 304:
             # What a GET would have had: only the child knows, and only if it says so (RFC 9110, 8.6).
             if rendered.length is not None:
                 parts.append(b"Content-Length: %s\r\n" % rendered.length)
-            elif rendered.status != 304:
-                parts.append(b"Content-Length: 0\r\n")
         else:
             parts.append(b"Content-Length: %d\r\n" % size)
     parts.append(b"\r\n")
