@@ -8,17 +8,18 @@
 # for printing (docs/worker-protocol.md). The programming interface is that of the original's library, so that its
 # programs run unmodified; the differences are noted at serve.
 #
-# The request path is written for Janet's interpreter: one call of a C function costs as much as ten of its own
-# instructions, and a fiber as much as twenty calls.
+# The request path is written for Janet's interpreter, where a call of a C function costs as much as ten instructions,
+# a closure or fiber as much as thirty, and what is allocated has to be collected.
 
 (def- http-request 0)
 (def- health-check-request 1)
 
-(def- http-response "\x00")
-(def- ready "\x01")
-(def- health-reply "\x02")
+(def- http-response 0)
+(def- ready 1)
+(def- health-reply 2)
 
-(def- large 1000000)
+# A request's buffer beyond this size is given back after the request.
+(def- kept-buffer-limit 1000000)
 
 (defn- push-uint
   "Append n as BARE's uint."
@@ -47,28 +48,32 @@
     (set byte (in buf at)))
   [(+ n (* scale byte)) (+ at 1)])
 
-# Nearly every length is one byte; a call of read-uint for each would double the time a request takes to decode.
+# Nearly every length is one byte; to call read-uint for each would double the time a request takes to decode.
 (defmacro- read-bytes
-  "Set `at` behind the sized bytes that stand there, and give what `slice` makes of them."
+  "Move the variable `at` behind the sized bytes that stand there, and give what `slice` makes of them."
   [slice buf at]
   (with-syms [size start]
     ~(do
        (var ,size (in ,buf ,at))
        (var ,start (+ ,at 1))
        (when (>= ,size 128)
-         (def [size start] (read-uint ,buf ,at))
-         (set ,size size)
-         (set ,start start))
+         (def [long-size behind] (read-uint ,buf ,at))
+         (set ,size long-size)
+         (set ,start behind))
        (set ,at (+ ,start ,size))
        (,slice ,buf ,start ,at))))
 
+# A copy of a table that has its keys already costs half of what a new one does.
+(def- blank-request @{:remote-address "" :uri "" :method "" :headers false :body false})
+
 (defn- read-http-request
-  "The request table from a frame, whose tag stands before `at`."
-  [buf at]
-  (var at at)
-  (def remote-address (read-bytes string/slice buf at))
-  (def uri (read-bytes string/slice buf at))
-  (def method (read-bytes string/slice buf at))
+  "The request table from a frame, whose tag stands before `start`."
+  [buf start]
+  (var at start)
+  (def request (table/clone blank-request))
+  (put request :remote-address (read-bytes string/slice buf at))
+  (put request :uri (read-bytes string/slice buf at))
+  (put request :method (read-bytes string/slice buf at))
   (var count (in buf at))
   (if (< count 128)
     (++ at)
@@ -76,82 +81,100 @@
       (set count n)
       (set at behind)))
   (def headers @{})
+  (put request :headers headers)
   (while (> count 0)
     (def name (read-bytes string/slice buf at))
     (put headers name (read-bytes string/slice buf at))
     (-- count))
-  @{:remote-address remote-address
-    :uri uri
-    :method method
-    :headers headers
-    :body (read-bytes buffer/slice buf at)})
+  (put request :body (read-bytes buffer/slice buf at)))
 
 (defn- push-header
-  "Append one header; true if its value can never change."
+  "Append one header."
   [buf name value]
   (unless (bytes? name)
     (errorf "a response header's name is a string, got %v" name))
-  (cond
-    (bytes? value)
-    (let [name-size (length name)
-          value-size (length value)]
-      (if (and (< name-size 128) (< value-size 128))
-        (buffer/push buf name-size name 1 value-size value)
-        (do
-          (push-string buf name)
-          (buffer/push-byte buf 1)
-          (push-string buf value)))
-      (string? value))
-    (indexed? value)
-    (do
-      (push-string buf name)
-      (push-uint buf (length value))
-      (each item value
-        (unless (bytes? item)
-          (errorf "the response header %v is a string or a list of strings, got %v" name value))
-        (push-string buf item))
-      (and (tuple? value) (all string? value)))
-    (errorf "the response header %v is a string or a list of strings, got %v" name value)))
-
-# Headers that are a struct of strings are most often a constant of the program, and can never change: they are
-# encoded once. Programs that build such structs by the request fill the table; it is emptied then.
-(def- constant-headers @{})
-(def- constant-headers-limit 256)
+  (def values (if (bytes? value) [value] value))
+  (unless (and (indexed? values) (all bytes? values))
+    (errorf "the response header %v is a string or a list of strings, got %v" name value))
+  (push-string buf name)
+  (push-uint buf (length values))
+  (each each-value values
+    (push-string buf each-value)))
 
 (defn- push-headers [buf headers]
-  (if-let [encoded (in constant-headers headers)]
-    (buffer/push-string buf encoded)
-    (do
-      (def start (length buf))
-      (var constant (struct? headers))
-      (push-uint buf (length headers))
-      (eachk name headers
-        (unless (and (push-header buf name (in headers name)) (string? name))
-          (set constant false)))
-      (when constant
-        (when (>= (length constant-headers) constant-headers-limit)
-          (table/clear constant-headers))
-        (put constant-headers headers (string/slice buf start))))))
+  (push-uint buf (length headers))
+  (eachk name headers
+    (def value (in headers name))
+    (if (and (string? name) (string? value) (< (length name) 128) (< (length value) 128))
+      (buffer/push buf (length name) name 1 (length value) value)
+      (push-header buf name value))))
 
-(defn- push-head
-  "Append to buf all of a response but its body, and give the body."
-  [buf response]
-  (unless (or (dictionary? response) (nil? response))
-    (errorf "a handler returns a table or struct, got %v" response))
-  (def status (get response :status))
-  (def headers (get response :headers))
-  (def body (get response :body ""))
+(defn- immutable? [value]
+  (or (string? value)
+      (and (tuple? value) (all string? value))))
+
+# What stands before the body of a 200 whose headers are an immutable struct, by that struct. It is most often a
+# constant of the program. A program that builds such structs for each request fills the table, which is then emptied.
+(def- heads @{})
+(def- heads-limit 256)
+(def- head-without-headers "\x00\xC8\x01\x00")
+
+(defn- make-head
+  "All of a response before its body."
+  [status headers]
+  (def buf (buffer/new 256))
+  (buffer/push-byte buf http-response)
   (cond
-    (or (= status 200) (not (number? status))) (buffer/push-string buf "\x00\xC8\x01")
-    (and (int? status) (<= 200 status 599)) (do (buffer/push-byte buf 0) (push-uint buf status))
+    (not (number? status)) (push-uint buf 200)
+    (and (int? status) (<= 200 status 599)) (push-uint buf status)
     (errorf "a response's :status is an integer from 200 to 599, got %v" status))
   (cond
     (nil? headers) (buffer/push-byte buf 0)
     (dictionary? headers) (push-headers buf headers)
     (errorf "a response's :headers are a table or struct, got %v" headers))
+  (when (and (or (= status 200) (not (number? status)))
+             (struct? headers)
+             (all immutable? (keys headers))
+             (all immutable? (values headers)))
+    (when (>= (length heads) heads-limit)
+      (table/clear heads))
+    (put heads headers (string buf)))
+  buf)
+
+(defn- uint-length [n]
+  (cond
+    (< n 0x80) 1
+    (< n 0x4000) 2
+    (< n 0x200000) 3
+    (< n 0x10000000) 4
+    5))
+
+(defn- encode
+  "Fill `out` with a response's frame up to its body, and give the body."
+  [out response]
+  (def status (get response :status))
+  (def headers (get response :headers))
+  (var body (get response :body))
+  (when (nil? body)
+    (unless (or (dictionary? response) (nil? response))
+      (errorf "a handler returns a table or struct, got %v" response))
+    (set body ""))
   (unless (bytes? body)
     (errorf "a response's :body is a string or buffer, got %v" body))
-  (push-uint buf (length body))
+  (def head
+    (if (or (= status 200) (nil? status))
+      (if (nil? headers) head-without-headers (or (in heads headers) (make-head status headers)))
+      (make-head status headers)))
+  (def size (length body))
+  (buffer/clear out)
+  (if (< size 0x80)
+    (do
+      (buffer/push-word out (+ (length head) 1 size))
+      (buffer/push out head size))
+    (do
+      (buffer/push-word out (+ (length head) (uint-length size) size))
+      (buffer/push-string out head)
+      (push-uint out size)))
   body)
 
 (def- failure
@@ -159,14 +182,11 @@
    :headers {"Content-Type" "text/plain; charset=utf-8"}
    :body "internal server error\n"})
 
-(defn- features-offered []
-  (string/split "," (os/getenv "POOLPARTY_FEATURES" "")))
-
 (defn- open-outf []
-  # Janet has no fdopen. Opening the descriptor's own name gives a second way into the same pipe.
+  # Janet has no fdopen. To open the descriptor's own name gives a second way into the same pipe.
   (def [ok outf] (protect (file/open "/dev/fd/3" :wbn)))
   (unless ok
-    (error "unable to open descriptor 3: this program is started by the server, poolparty -- janet app.janet"))
+    (errorf "unable to open descriptor 3 (%v): this program is started by the server, poolparty -- janet app.janet" outf))
   outf)
 
 (defn serve
@@ -187,38 +207,31 @@
   (default health-check (fn [] nil))
   (when (= outf (dyn :out))
     (error "server outf should not be the same as :out, hint: (setdyn :out stderr)"))
-  (def offered (features-offered))
+  (def offered (string/split "," (os/getenv "POOLPARTY_FEATURES" "")))
   (def says-ready (truthy? (index-of "ready" offered)))
   (def replies (and says-ready (truthy? (index-of "health-reply" offered))))
   (def buf @"")
-  (def size-buf @"")
-  (def head @"")
+  (def out @"")
 
-  (defn write [body]
-    (buffer/clear size-buf)
-    (buffer/push-word size-buf (+ (length head) (length body)))
-    (file/write outf size-buf head body)
+  (defn write-message [tag & parts]
+    (def message (buffer/push @"" tag ;parts))
+    (buffer/clear out)
+    (buffer/push-word out (length message))
+    (file/write outf out message)
     (file/flush outf))
 
-  (defn respond [response]
-    (buffer/clear head)
-    (write (push-head head response)))
-
-  (defn reply [ok message]
-    (buffer/clear head)
-    (buffer/push head health-reply (if ok 1 0))
-    (push-string head message)
-    (write ""))
+  (defn sized [bytes]
+    (push-string @"" bytes))
 
   (defn check-health []
     (if replies
       (let [[ok err] (protect (health-check))]
         (unless ok (eprintf "poolparty: the health check failed: %v" err))
-        (reply ok (if ok "" (string err))))
+        (write-message health-reply (if ok 1 0) (sized (if ok "" (string err)))))
       (health-check)))
 
   # The request whose handler runs: an error now is one to be answered. The loop runs in one fiber, which an error
-  # ends, and is started again after it; a fiber for each request would cost more than decoding it. What waits in
+  # ends, and is started again after it: a fiber for each request would cost more than decoding it. What waits in
   # the pipe is not touched by this. No closure may be made in the loop: Janet would make a function of its body.
   (var current nil)
 
@@ -233,15 +246,16 @@
       (def tag (in buf 4))
       (cond
         (= tag http-request)
-        (let [request (read-http-request buf 5)]
+        (do
+          (def request (read-http-request buf 5))
           (set current request)
-          (buffer/clear head)
-          (def body (push-head head (handler request)))
+          (def body (encode out (handler request)))
           (set current nil)
-          (write body)
+          (file/write outf out body)
+          (file/flush outf)
           # Printed lines belong in the log now, not when stdout's buffer is full.
           (flush)
-          (when (> size large)
+          (when (> size kept-buffer-limit)
             (buffer/clear buf)
             (buffer/trim buf)))
 
@@ -251,21 +265,21 @@
         (errorf "poolparty: a request of a kind this library does not know (%d)" tag))))
 
   (when says-ready
-    (buffer/push head ready (if replies 1 0))
-    (when replies (push-string head "health-reply"))
-    (write ""))
+    (if replies
+      (write-message ready 1 (sized "health-reply"))
+      (write-message ready 0)))
   (var running true)
   (while running
     (try
       (do (run) (set running false))
       ([err fiber]
         (def request current)
+        (unless request
+          (propagate err fiber))
         (set current nil)
-        (if request
-          (do
-            (eprintf "poolparty: %s %q failed" (request :method) (request :uri))
-            (debug/stacktrace fiber (if (bytes? err) err (string/format "%q" err)) "")
-            (eflush)
-            (respond failure)
-            (flush))
-          (propagate err fiber))))))
+        (eprintf "poolparty: %s %q failed" (request :method) (request :uri))
+        (debug/stacktrace fiber (if (bytes? err) err (string/format "%q" err)) "")
+        (eflush)
+        (file/write outf out (encode out failure))
+        (file/flush outf)
+        (flush)))))
