@@ -57,6 +57,12 @@ worker_class = "poolparty.GWorker"
 # Idle children kept beyond what the load needed lately.
 # spare_workers = 0
 
+# Requests that may be written to one child at once, the one it runs included.
+# pool_prefetch = 4
+
+# How much of an answer is kept for a slow client before its child has to wait for it.
+# response_buffer_size = 1048576
+
 # How long a client may take to send one request, head and body, before it is answered 408.
 # request_read_timeout = "60s"
 

@@ -300,6 +300,21 @@ OPTIONS = (
         They catch the next burst without a start's wait. At most max_pool_size.""",
     ),
     Option(
+        "pool_prefetch", 4, whole_number(1, 64), "INT",
+        text="""Requests that may be written to one child at once, the one it runs included.
+
+        A child that finds its next request in its pipe is spared a sleep, which is worth half of the throughput
+        of quick answers. It happens only for GET and HEAD, only while no child is idle, and only as long as fewer than 1 in
+        500 answers take more than 2 ms. With 1 it never happens.""",
+    ),
+    Option(
+        "response_buffer_size", 1_048_576, whole_number(65_536, 0x7FFFFFFF), "BYTES",
+        text="""How much of an answer is kept for a slow client before its child has to wait for it.
+
+        An answer that fits frees its child at once. This times the connections is what slow clients can make one
+        HTTP worker hold.""",
+    ),
+    Option(
         "request_read_timeout", "60s", positive_duration, "DURATION",
         text="""How long a client may take to send one request, head and body, before it is answered 408.
 
@@ -350,6 +365,8 @@ class Options:
     worker_attrition_delay: float
     worker_restart_surge: int
     spare_workers: int
+    pool_prefetch: int
+    response_buffer_size: int
     request_read_timeout: float
     request_write_timeout: float
     request_backlog: int

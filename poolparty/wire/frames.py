@@ -130,18 +130,28 @@ def request_head(
     from request to request and are encoded once. FrameError if the frame would exceed MAX_PAYLOAD.
     """
     size = len(uri)
-    parts = [b"\0", remote_address, UINT[size] if size < 128 else encode_uint(size), uri, method]
-    append = parts.append
-    count = len(headers)
-    append(UINT[count] if count < 128 else encode_uint(count))
-    for name, value in headers.items():
-        append(name)
-        size = len(value)
-        append(UINT[size] if size < 128 else encode_uint(size))
-        append(value)
-    append(UINT[body_size] if body_size < 128 else encode_uint(body_size))
-    head = b"".join(parts)
+    head = b"".join(
+        (
+            b"\0",
+            remote_address,
+            UINT[size] if size < 128 else encode_uint(size),
+            uri,
+            method,
+            encode_headers(headers),
+            UINT[body_size] if body_size < 128 else encode_uint(body_size),
+        )
+    )
     return _size_field(len(head) + body_size) + head
+
+
+def encode_headers(headers: dict[bytes, bytes]) -> bytes:
+    """The map of a request's headers; its keys are BARE strings already."""
+    count = len(headers)
+    parts = [UINT[count] if count < 128 else encode_uint(count)]
+    for name, value in headers.items():
+        size = len(value)
+        parts += (name, UINT[size] if size < 128 else encode_uint(size), value)
+    return b"".join(parts)
 
 
 def encode_request(request: Request) -> bytes:

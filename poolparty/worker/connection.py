@@ -23,9 +23,9 @@ import httptools
 
 from poolparty.errors import AnswerError, RequestError
 from poolparty.stats.scoreboard import COUNTER_INDEX
-from poolparty.wire.bare import encode_string
-from poolparty.wire.frames import ResponseHead
-from poolparty.worker.request import Request, build_request, finish_request
+from poolparty.wire.bare import UINT, encode_string, encode_uint
+from poolparty.wire.frames import ResponseHead, encode_headers
+from poolparty.worker.request import PLAIN_TARGET, Request, build_request, finish_request, not_normal
 from poolparty.worker.response import CLOSE, KEEP_ALIVE, Rendered, head_end, own_response, render
 
 if TYPE_CHECKING:
@@ -48,6 +48,10 @@ WATCHED_SIZE = 32 * 1024
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 NEVER = float("inf")
 
+MAX_REMEMBERED = 8 * 1024
+"""Bytes of a request's head that a connection keeps to recognise the next one by."""
+
+_PLAIN_LINE = re.compile(rb"(GET|HEAD) (/[%s]*) HTTP/1\.1\r\n" % re.escape(PLAIN_TARGET)).match
 _METHOD_TOKEN = re.compile(rb"\r*\n*[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32} ").match
 
 SENTENCES = {
@@ -80,6 +84,13 @@ class Connection(asyncio.Protocol):
     """The protocol object of one accepted connection."""
 
     __slots__ = (
+        "_begun",
+        "_block",
+        "_block_fields",
+        "_block_headers",
+        "_block_origin",
+        "_block_start",
+        "_completed",
         "_error",
         "_fields",
         "_head_size",
@@ -92,6 +103,7 @@ class Connection(asyncio.Protocol):
         "_paused_writing",
         "_pending",
         "_request",
+        "_reused",
         "_sent",
         "_started_response",
         "_url",
@@ -119,6 +131,7 @@ class Connection(asyncio.Protocol):
         self._url = b""
         self._fields: list[tuple[bytes, bytes]] = []
         self._head_size = 0
+        self._begun = False  # some of a request has come, and not all of it
         self._in_body = False
         self._request: tuple[Request, dict[bytes, bytes], bytes] | None = None  # its body is arriving
         self._pending: deque[Request] | None = None
@@ -130,6 +143,15 @@ class Connection(asyncio.Protocol):
         self._started_response: Rendered | None = None
         self._sent = 0
         self._lingered = 0
+        self._completed: tuple[Request, dict[bytes, bytes], bytes] | None = None  # by the data being parsed
+        self._reused = False  # more than one request has come
+        self._block = (
+            b""  # the fields of the last request as they came, with the empty line, if they can be recognised
+        )
+        self._block_start = b""
+        self._block_origin = b""
+        self._block_headers = b""
+        self._block_fields: list[tuple[bytes, bytes]] = []
 
     # --- the transport's side ------------------------------------------------------------------------------
 
@@ -202,8 +224,18 @@ class Connection(asyncio.Protocol):
         if self._last:
             self._throw_away(len(data))
             return
+        if (
+            self._block
+            and not self._begun
+            and self.current is None
+            and not self._pending
+            and self._repeats(data)
+        ):
+            return
         # What has come of this head at most: a head that begins inside this data is smaller.
-        self._head_size = self._head_size + len(data) if self._url else len(data)
+        self._head_size = self._head_size + len(data) if self._begun else len(data)
+        self._completed = None
+        alone = not self._begun
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -217,8 +249,78 @@ class Connection(asyncio.Protocol):
             return
         if self.current is None:
             self._still_reading()
+        elif alone and not self._begun and self._completed is not None:
+            self._remember(data)
+
+    def _remember(self, data: bytes) -> None:
+        """Keep the fields of a request that came alone: most clients send the same ones with the next target.
+
+        Only what has gone through the parser and every check is kept, and only of requests that can have no body; so
+        the next one with the same bytes behind a plain request line is known to be well formed, and where it ends.
+        """
+        assert self._completed is not None
+        request, headers, uri = self._completed
+        line = _PLAIN_LINE(data)
+        if (
+            line is None
+            or not self._reused
+            or len(data) > MAX_REMEMBERED
+            or not data.endswith(b"\r\n\r\n")
+            or data.find(b"\r\n\r\n") != len(data) - 4
+            or not request.keep_alive
+            or request.expects_continue
+            or self._parser.should_upgrade()
+            or not uri.endswith(request.target)
+        ):
+            self._reused = True
+            self._block = b""
+            return
+        self._block = data[line.end() :]
+        self._block_start = b"\0" + self.remote
+        self._block_origin = uri[: -len(request.target)]
+        self._block_headers = encode_headers(headers) + b"\0"
+        self._block_fields = request.fields
+
+    def _repeats(self, data: bytes) -> bool:
+        """Take a request whose fields are, byte for byte, those of the one before it. False: the parser has to see it.
+
+        From the data to the answer, without the system calls, this makes 5 us of 12 with one field, and of 25 with a browser's
+        thirteen.
+        """
+        block = self._block
+        line = _PLAIN_LINE(data)
+        if line is None or not data.endswith(block) or line.end() + len(block) != len(data):
+            return False
+        server = self.server
+        method, target = line.groups()
+        if line.end() - 2 > server.limit_request_line or not_normal(target) or server.draining:
+            return False
+        start, origin, headers = self._block_start, self._block_origin, self._block_headers
+        uri_size = len(origin) + len(target)
+        uri_length = UINT[uri_size] if uri_size < 128 else encode_uint(uri_size)
+        size = len(start) + len(uri_length) + uri_size + 1 + len(method) + len(headers)
+        head = b"".join(
+            (
+                size.to_bytes(4, "little"),
+                start,
+                uri_length,
+                origin,
+                target,
+                UINT[len(method)],
+                method,
+                headers,
+            )
+        )
+        request = Request(self, head, method, target, "1.1", self._block_fields, True)
+        request.accepted = monotonic()
+        server.words[server.base + _REQUESTS] += 1
+        self._submit(request)
+        return True
 
     # --- the parser's side ---------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        self._begun = True
 
     def on_url(self, url: bytes) -> None:
         self._url = self._url + url if self._url else url
@@ -287,9 +389,10 @@ class Connection(asyncio.Protocol):
             return
         request, headers, uri = self._request
         self._request = None
-        self._in_body = False
+        self._begun = self._in_body = False
         server = self.server
         finish_request(request, headers, uri, self.remote)
+        self._completed = None if request.body_size or self._pending else (request, headers, uri)
         request.accepted = monotonic()
         server.count(_REQUESTS)
         if request.body_size:
@@ -411,13 +514,8 @@ class Connection(asyncio.Protocol):
             request.keep_alive = False
             connection = CLOSE
         if rendered.typed and not rendered.dated and not rendered.bodiless and not request.is_head:
-            data = b"%b%b%bContent-Length: %d\r\n\r\n%b" % (
-                rendered.start,
-                server.date,
-                connection,
-                size,
-                body,
-            )
+            length = b"Content-Length: %d\r\n\r\n" % size
+            data = b"".join((rendered.start, server.date, connection, length, body))
         else:
             end = head_end(rendered, size, request.is_head, server.date, connection)
             data = b"".join((rendered.start, end, b"" if rendered.bodiless or request.is_head else body))
@@ -517,7 +615,7 @@ class Connection(asyncio.Protocol):
                 self._linger()
         elif self._last:
             self.transport.close()
-        elif self._request is not None or self._url:
+        elif self._begun:
             self._next_is_arriving()
         else:
             self.phase = Phase.IDLE

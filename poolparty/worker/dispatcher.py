@@ -14,13 +14,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import select
 import socket
 from collections import OrderedDict, deque
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from poolparty.errors import FrameError
-from poolparty.stats.scoreboard import COUNTER_INDEX, ChildWord, SeatWord
+from poolparty.stats.scoreboard import COUNTER_INDEX, ChildWord, Scoreboard, SeatWord
 from poolparty.wire import seat as messages
 from poolparty.wire.frames import HTTPResponse, ResponseEvent, ResponsePiece, ResponseReader, ResponseStart
 from poolparty.wire.seat import Lend, Reason, Recall, Return, Want
@@ -39,12 +40,31 @@ WANT_DELAY = 0.005
 WANT_DELAY_MAX = 0.040
 """Seconds: the arbiter is told again after twice the time each, up to this, since a child may stand idle elsewhere."""
 
+NEVER = float("inf")
+
 MAX_IOV = 512
 """Pieces in one writev; the kernel's bound is 1024."""
 
+SLOW_ANSWER = 0.002
+"""Seconds: an answer that took longer would have kept what is written behind it waiting noticeably."""
+
+PACE_WINDOW = 1024
+"""Answers that decide whether requests are written ahead."""
+
+SLOW_ALLOWED = PACE_WINDOW // 500
+"""Slow ones among them up to which it is done: each keeps at most pool_prefetch - 1 others waiting, so that not one in a
+hundred requests is hit."""
+
+UNASKED = "it answered more than was asked"
+
+
+def may_be_ahead(request: Request) -> bool:
+    """Whether a request may stand behind another one: run twice it does no harm, and a pipe takes it whole or not at all."""
+    return request.retryable and not request.body and len(request.head) <= select.PIPE_BUF
+
 
 class Lease:
-    """One child that is ours until it is given back: its two pipe ends and what runs on it."""
+    """One child that is ours until it is given back: its two pipe ends and what was written to it."""
 
     __slots__ = (
         "_answered",
@@ -53,18 +73,19 @@ class Lease:
         "begun",
         "discarding",
         "dispatcher",
+        "in_ring",
         "number",
+        "outstanding",
         "pid",
         "reader",
         "reading",
         "recalled",
-        "request",
         "stdin",
         "stdout",
         "unwritten",
     )
 
-    request: Request | None  # what it runs
+    outstanding: deque[Request]  # the first is what it runs, the others stand in its stdin
     unwritten: deque[memoryview] | None  # what its stdin had no room for yet
 
     def __init__(self, dispatcher: Dispatcher, lend: Lend, stdin: int, stdout: int) -> None:
@@ -74,9 +95,10 @@ class Lease:
         self.stdin = stdin
         self.stdout = stdout
         self.reader = ResponseReader()
-        self.request = None
+        self.outstanding = deque()
         self.unwritten = None
         self.recalled = False
+        self.in_ring = False  # it is among those that may be given a request ahead
         self.reading = False
         self.begun = False  # the head of a large response has gone to the client
         self.discarding = False  # a large response that nobody wants any more is read to its end
@@ -84,17 +106,16 @@ class Lease:
         self._sent = base + ChildWord.SENT
         self._answered = base + ChildWord.ANSWERED
         self._started = base + ChildWord.STARTED
-        self.resume_reading()
 
     def resume_reading(self) -> None:
         """Watch the child's fd 3."""
-        if not self.reading:
+        if not self.reading and self.number in self.dispatcher.leases:
             self.reading = True
             self.dispatcher.loop.add_reader(self.stdout, self.on_readable)
 
     def pause_reading(self) -> None:
-        """Let the child wait: its client does not read."""
-        if self.reading:
+        """Let the child wait: its client does not read. Never while others wait behind: that client's answer is buffered."""
+        if self.reading and len(self.outstanding) < 2:
             self.reading = False
             self.dispatcher.loop.remove_reader(self.stdout)
 
@@ -107,7 +128,7 @@ class Lease:
         head = request.head
         try:
             if request.body:
-                self._write_parts(deque(map(memoryview, (head, *request.body))))
+                self._write_parts(deque(memoryview(part) for part in (head, *request.body)))
             else:
                 written = os.write(self.stdin, head)
                 if written != len(head):
@@ -118,7 +139,21 @@ class Lease:
             # EPIPE: no process has the reading end any more, so nobody can have read a byte.
             dispatcher.words[self._answered] += 1
             return False
-        self.request = request
+        self.outstanding.append(request)
+        return True
+
+    def run_ahead(self, request: Request) -> bool:
+        """Write a request behind the one that runs. False: not now; nothing of it was written."""
+        dispatcher = self.dispatcher
+        dispatcher.words[self._sent] += 1
+        try:
+            # At most PIPE_BUF bytes, so all or nothing (pipe(7)).
+            os.write(self.stdin, request.head)
+        except OSError:
+            # Full, or the child is gone: then its fd 3 tells, and there it is handled.
+            dispatcher.words[self._sent] -= 1
+            return False
+        self.outstanding.append(request)
         return True
 
     def _write_parts(self, parts: deque[memoryview]) -> None:
@@ -164,87 +199,152 @@ class Lease:
             return
         except OSError:
             data = b""
+        dispatcher = self.dispatcher
+        outstanding = self.outstanding
         if not data:
-            self.dispatcher.broken(self, "it closed fd 3", logging.DEBUG)
+            dispatcher.broken(self, "it closed fd 3", logging.DEBUG)
             return
-        request = self.request
-        if request is None:
-            self.dispatcher.broken(self, "it answered when nothing was asked", logging.WARNING)
+        if not outstanding:
+            dispatcher.broken(self, UNASKED, logging.WARNING)
             return
         try:
             events = self.reader.feed(data)
         except FrameError as error:
-            self.dispatcher.broken(self, str(error), logging.WARNING)
+            dispatcher.broken(self, str(error), logging.WARNING)
             return
-        if type(events) is tuple:
-            # One whole response and nothing behind it: the path of nearly every request.
-            self._finish()
+        if len(events) == 1 and type(events[0]) is HTTPResponse and self.reader.idle:
+            # The path of nearly every request. The child gets its next one before the client its answer.
+            event = events[0]
+            request = outstanding.popleft()
+            self._answer(request)
+            self._continue()
             connection = request.connection
             if connection is not None:
-                connection.send_response(request, events[0].head, events[0].body)
-            return
-        self._on_events(list(events))
+                connection.send_response(request, event.head, event.body)
+        else:
+            self._on_events(events)
 
     def _on_events(self, events: list[ResponseEvent]) -> None:
-        for position, event in enumerate(events):
-            request = self.request
-            if request is None:
-                self.dispatcher.broken(self, "it answered when nothing was asked", logging.WARNING)
-                return
+        """Several responses, or a part of one."""
+        whole: list[tuple[Request, HTTPResponse]] = []
+        why: str | None = None
+        completed = False
+        for event in events:
+            if not self.outstanding:
+                why = UNASKED
+                break
+            request = self.outstanding[0]
             connection = request.connection
-            if isinstance(event, ResponseStart):
+            if isinstance(event, HTTPResponse):
+                whole.append((self.outstanding.popleft(), event))
+                self._answer(request)
+                completed = True
+            elif isinstance(event, ResponseStart):
+                self.dispatcher.pace.add(NEVER)  # while it passes through, what stands behind it waits
                 self.begun = connection is not None and connection.start_response(
                     request, event.head, event.body_size, self
                 )
                 self.discarding = not self.begun
-            elif isinstance(event, HTTPResponse) or isinstance(event, ResponsePiece) and event.last:
-                discarding = self.discarding or connection is None
-                if position == len(events) - 1 and self.reader.idle:
-                    self._finish()
-                else:
-                    # Were it lent on, what stands behind would be taken for the next request's answer.
-                    self.request = None
-                    self.dispatcher.words[self._answered] += 1
-                    self.dispatcher.broken(self, "it answered more than was asked", logging.WARNING)
-                if not discarding and connection is not None:
-                    if isinstance(event, HTTPResponse):
-                        connection.send_response(request, event.head, event.body)
-                    else:
-                        connection.send_piece(request, event.data, last=True)
             elif isinstance(event, ResponsePiece):
+                self.discarding = self.discarding or connection is None
+                if event.last:
+                    self.outstanding.popleft()
+                    self._answer(request)
+                    completed = True
                 if not self.discarding and connection is not None:
-                    connection.send_piece(request, event.data, last=False)
-                else:
-                    self.discarding = True
+                    connection.send_piece(request, event.data, event.last)
+                if event.last:
+                    self.begun = self.discarding = False
             else:
-                self.dispatcher.broken(self, f"it sent {event!r} instead of a response", logging.WARNING)
-                return
+                why = f"it sent {event!r} instead of a response"
+                break
+        if why is None and not self.outstanding and not self.reader.idle:
+            why = UNASKED
+        if why is not None:
+            # Were it used on, what stands behind would be taken for the next request's answer.
+            self.dispatcher.broken(self, why, logging.WARNING)
+        elif completed:
+            self._continue()
+        for request, event in whole:
+            if request.connection is not None:
+                request.connection.send_response(request, event.head, event.body)
 
-    def _finish(self) -> None:
-        """The response is complete: the child is free for the next request before the client gets its answer."""
+    def _answer(self, request: Request) -> None:
+        """Count an answer, and start the clock of the request behind it."""
         dispatcher = self.dispatcher
         dispatcher.words[self._answered] += 1
-        self.request = None
-        self.begun = self.discarding = False
+        now = monotonic()
+        dispatcher.pace.add(now - request.started)
+        if self.outstanding:
+            self.outstanding[0].started = now
+            dispatcher.times[self._started] = now
+
+    def _continue(self) -> None:
+        """The child has room for another request, or none is left for it."""
+        dispatcher = self.dispatcher
         if self.unwritten is not None:
-            # It answered before it had read its request: the rest would be taken for the next one.
-            dispatcher.give_back(self, Reason.BROKEN)
-        elif self.recalled or dispatcher.draining and not dispatcher.queue:
-            dispatcher.give_back(self, Reason.IDLE)
+            if not self.outstanding:
+                # It answered before it had read its request: the rest would be taken for the next one.
+                dispatcher.give_back(self, Reason.BROKEN)
+        elif self.recalled:
+            if not self.outstanding:
+                dispatcher.give_back(self, Reason.IDLE)
         elif dispatcher.queue:
             dispatcher.run_next(self)
-        else:
-            dispatcher.idle.append(self)
+        elif not self.outstanding:
+            if dispatcher.draining:
+                dispatcher.give_back(self, Reason.IDLE)
+            else:
+                dispatcher.idle.append(self)
+        elif not self.in_ring:
+            self.in_ring = True
+            dispatcher.ring.append(self)
+
+    def may_run_ahead(self) -> bool:
+        """Whether a request may be written behind the one that runs."""
+        return (
+            0 < len(self.outstanding) < self.dispatcher.prefetch
+            and self.unwritten is None
+            and not self.recalled
+            and not self.begun
+            and self.number in self.dispatcher.leases
+        )
 
     def close(self) -> None:
         """Close our copies of the child's pipe ends."""
         loop = self.dispatcher.loop
-        self.pause_reading()
+        if self.reading:
+            self.reading = False
+            loop.remove_reader(self.stdout)
         if self.unwritten is not None:
             self.unwritten = None
             loop.remove_writer(self.stdin)
         os.close(self.stdin)
         os.close(self.stdout)
+
+
+class Pace:
+    """How many of the last answers were slow: whether requests may be written ahead."""
+
+    __slots__ = ("_older", "_seen", "_slow", "steady")
+
+    def __init__(self) -> None:
+        self._seen = 0
+        self._slow = 0
+        self._older: int | None = None  # slow ones of the half window before
+        self.steady = False
+
+    def add(self, seconds: float) -> None:
+        """An answer took so long."""
+        self._seen += 1
+        if seconds > SLOW_ANSWER:
+            self._slow += 1
+            if self._slow + (self._older or 0) > SLOW_ALLOWED:
+                self.steady = False
+        if self._seen == PACE_WINDOW // 2:
+            self.steady = self._older is not None and self._slow + self._older <= SLOW_ALLOWED
+            self._older = self._slow
+            self._seen = self._slow = 0
 
 
 class Dispatcher:
@@ -253,10 +353,12 @@ class Dispatcher:
     def __init__(self, server: Server, seat: Seat, loop: asyncio.AbstractEventLoop) -> None:
         self.server = server
         self.loop = loop
-        self.board = seat.scoreboard
+        self.board: Scoreboard = seat.scoreboard
         self.words = self.board.words
         self.times = self.board.times
         self.idle: list[Lease] = []
+        self.ring: deque[Lease] = deque()  # leases that may have room behind what they run, for taking turns
+        self.pace = Pace()
         self.leases: dict[int, Lease] = {}
         self.queue: OrderedDict[Request, None] = OrderedDict()
         self.draining = False
@@ -267,6 +369,7 @@ class Dispatcher:
         self._want_delay = WANT_DELAY
         self._retried = self._base + COUNTER_INDEX["retried"]
         options = server.options
+        self.prefetch = options.pool_prefetch
         self._backlog = options.request_backlog
         self._patience = options.worker_spawn_timeout + options.worker_rendezvous_timeout
         self._request_timeout = options.worker_request_timeout
@@ -275,13 +378,19 @@ class Dispatcher:
     # --- requests ------------------------------------------------------------------------------------------
 
     def submit(self, request: Request, now: float) -> bool:
-        """Run a request on an idle child, or queue it. False: the queue is full."""
-        idle = self.idle
-        while idle and not self.queue:
-            lease = idle.pop()
-            if lease.run(request, now):
+        """Run a request on an idle child, write it ahead to a busy one, or queue it. False: the queue is full."""
+        if not self.queue:
+            idle = self.idle
+            while idle:
+                lease = idle.pop()
+                if lease.run(request, now):
+                    if not lease.in_ring:
+                        lease.in_ring = True
+                        self.ring.append(lease)
+                    return True
+                self.give_back(lease, Reason.BROKEN)
+            if self.pace.steady and self._run_ahead(request):
                 return True
-            self.give_back(lease, Reason.BROKEN)
         if len(self.queue) >= self._backlog:
             return False
         self.queue[request] = None
@@ -289,13 +398,38 @@ class Dispatcher:
             self._wait()
         return True
 
+    def _run_ahead(self, request: Request) -> bool:
+        """Write a request behind one that runs, on each child in turn."""
+        if not may_be_ahead(request):
+            return False
+        ring = self.ring
+        while ring:
+            lease = ring[0]
+            if lease.may_run_ahead() and lease.run_ahead(request):
+                ring.rotate(-1)
+                return True
+            ring.popleft()
+            lease.in_ring = False
+        return False
+
     def run_next(self, lease: Lease) -> None:
-        """Give the oldest waiting request to a child that is free."""
-        request, _ = self.queue.popitem(last=False)
-        if not lease.run(request, monotonic()):
-            self._put_back(request)
-            self.give_back(lease, Reason.BROKEN)
-        elif not self.queue:
+        """Give the oldest waiting requests to a child that has room for them."""
+        queue = self.queue
+        while queue:
+            if not lease.outstanding:
+                request, _ = queue.popitem(last=False)
+                if not lease.run(request, monotonic()):
+                    self._put_back(request)
+                    self.give_back(lease, Reason.BROKEN)
+                    return
+            else:
+                if not self.pace.steady or not lease.may_run_ahead():
+                    break
+                request = next(iter(queue))
+                if not may_be_ahead(request) or not lease.run_ahead(request):
+                    break
+                del queue[request]
+        if not queue:
             self._stop_waiting()
 
     def forget(self, request: Request) -> None:
@@ -320,17 +454,12 @@ class Dispatcher:
 
         level: of the log line. A child's death has its obituary from the arbiter, so here it is for debugging.
         """
-        request = lease.request
-        begun = lease.begun
-        lease.request = None
         self.server.log.log(level, 'msg="worker broken" worker-pid=%d reason="%s"', lease.pid, why)
-        self.give_back(lease, Reason.BROKEN)
-        if request is None:
+        request = self._take_off(lease, Reason.BROKEN)
+        connection = request.connection if request is not None else None
+        if request is None or connection is None:
             return
-        connection = request.connection
-        if connection is None:
-            return
-        if begun:
+        if lease.begun:
             connection.cut_response(request)
         elif request.retryable and not request.retried:
             request.retried = True
@@ -338,6 +467,17 @@ class Dispatcher:
             self._retry(request)
         else:
             connection.fail(request, 502)
+
+    def _take_off(self, lease: Lease, reason: Reason) -> Request | None:
+        """Give a child back that is at fault. Returns what it ran; what was written behind that goes back to the queue's front."""
+        behind = lease.outstanding
+        request = behind.popleft() if behind else None
+        self.give_back(lease, reason)
+        while behind:
+            waiting = behind.pop()
+            if waiting.connection is not None:
+                self._put_back(waiting)
+        return request
 
     def _retry(self, request: Request) -> None:
         """Run a request once more, before those that came after it."""
@@ -361,25 +501,22 @@ class Dispatcher:
         late = [
             lease
             for lease in self.leases.values()
-            if lease.request is not None and lease.request.started < limit and lease.reading
+            if lease.outstanding and lease.outstanding[0].started < limit and lease.reading
         ]
         for lease in late:
             self._time_out(lease)
 
     def _time_out(self, lease: Lease) -> None:
-        request = lease.request
-        assert request is not None
-        begun = lease.begun
-        lease.request = None
+        request = lease.outstanding[0]
         self.server.log.error(
             'msg="worker request timed out" worker-pid=%d method=%s target="%s"',
             lease.pid,
             request.method.decode("ascii", "backslashreplace"),
             request.target[:200].decode("ascii", "backslashreplace"),
         )
-        self.give_back(lease, Reason.TIMED_OUT)
+        self._take_off(lease, Reason.TIMED_OUT)
         if request.connection is not None:
-            if begun:
+            if lease.begun:
                 request.connection.cut_response(request)
             else:
                 request.connection.fail(request, 504)
@@ -406,7 +543,7 @@ class Dispatcher:
     @property
     def busy(self) -> bool:
         """Whether any request waits or runs."""
-        return bool(self.queue) or any(lease.request is not None for lease in self.leases.values())
+        return bool(self.queue) or any(lease.outstanding for lease in self.leases.values())
 
     def _on_channel(self) -> None:
         while True:
@@ -434,8 +571,8 @@ class Dispatcher:
                 os.close(fd)
             self._send(messages.encode(Return(lend.lease, Reason.REFUSED)))
             return
-        lease = Lease(self, lend, *fds)
-        self.leases[lend.lease] = lease
+        self.leases[lend.lease] = lease = Lease(self, lend, *fds)
+        lease.resume_reading()
         self.words[self._base + SeatWord.LEASES] = len(self.leases)
         if self.queue:
             self.run_next(lease)
@@ -448,7 +585,7 @@ class Dispatcher:
         lease = self.leases.get(number)
         if lease is None:
             return
-        if lease.request is not None:
+        if lease.outstanding:
             lease.recalled = True
         else:
             self.give_back(lease, Reason.IDLE)

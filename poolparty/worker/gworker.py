@@ -1,12 +1,13 @@
 """The gunicorn worker class: one HTTP worker process, an event loop with the HTTP server in it.
 
-gunicorn forks it and supervises it (heartbeat, signals); what it serves is in server.py. TERM drains, QUIT and ABRT leave at once,
-USR1 reopens the logs; the terminal's INT is the arbiter's alone.
+gunicorn forks it and supervises it (heartbeat, signals); what it serves is in server.py. TERM drains, QUIT and
+ABRT leave at once, USR1 reopens the logs; the terminal's INT is the arbiter's alone.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import select
 import signal
 import sys
@@ -92,6 +93,8 @@ class GWorker(Worker):
     def run(self) -> None:
         """Serve until told to leave; then return, and gunicorn ends the process."""
         assert self.seat is not None
+        # What is here now stays: no garbage collection need look at it again, nor copy its pages.
+        gc.freeze()
         self.server = Server(
             self.cfg, Options.from_cfg(self.cfg), self.log, self.seat, self.loop, self._on_orphaned
         )

@@ -38,9 +38,6 @@ MAX_REQUEST_FIELDS = 32768
 MAX_REQUEST_FIELD_SIZE = 1024 * 1024
 """What gunicorn's limits mean at most, and what 0 (no limit of one's own) means. A field's size it leaves open; we do not."""
 
-RESPONSE_BUFFER = 1024 * 1024
-"""Bytes of a response that are kept for a slow client before its child has to wait for it."""
-
 DRAIN_LINGER = 1.0
 """Seconds that a draining HTTP worker leaves an idle connection open: a request may be on its way on it."""
 
@@ -119,7 +116,7 @@ class Server:
 
     def opened(self, connection: Connection) -> None:
         """A connection was accepted: make room for it if there are too many."""
-        connection.transport.set_write_buffer_limits(high=RESPONSE_BUFFER)
+        connection.transport.set_write_buffer_limits(high=self.options.response_buffer_size)
         self.count(COUNTER_INDEX["connections_accepted"])
         if len(self.connections) >= self.max_connections:
             self._make_room(connection)
