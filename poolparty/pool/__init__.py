@@ -1,1 +1,1 @@
-"""What the pool decides: a child's life and the pool's size. Imports no I/O and no clock; runs in the pool thread."""
+"""What the pool decides: a child's life and the pool's size. No I/O and no clock; runs in the pool thread."""

@@ -1,10 +1,11 @@
-"""What the pool does next: a snapshot and the clock in, actions out. Runs in the pool thread; does nothing itself.
+"""What the pool does next: a snapshot and the clock in, actions out. Runs in the pool thread; does no I/O.
 
-`Policy` keeps the few facts that outlive a decision (the size aimed at, the back-off after failed boots, who is to
-be retired and why, a restart under way). `decide` looks at the children and the HTTP workers' queues and returns what to
-do, in this order: end whoever is to leave and is idle, check health, lend, recall, grow, replace, restart, shrink. The
-caller carries the actions out, reports what happens, and asks again at `Decision.wake` or when anything has changed.
-What is being started or given back counts as coming capacity, so that asking twice does nothing twice.
+`Policy` keeps the few facts that outlive a decision (the size aimed at, the back-off after failed boots, who
+is to be retired and why, a restart under way). `decide` looks at the children and the HTTP workers' queues
+and returns what to do, in this order: choose who is to leave (restart, surplus, not needed for long) and end
+those of them that are idle, check health, lend, recall, grow, replace. The caller carries the actions out,
+reports what happens, and asks again at `Decision.wake` or when anything has changed. What is being started,
+lent or given back counts as coming capacity, so that asking twice does nothing twice.
 """
 
 from __future__ import annotations
@@ -16,10 +17,19 @@ from dataclasses import dataclass, field
 from poolparty.pool.child import LIVE_STATES, READY_STATES, State
 
 MAX_RESTART_DELAY = 30.0
-"""Seconds: where the doubling of worker_restart_delay ends, as systemd's and Kubernetes' users expect of a crash loop."""
+"""Seconds: where the doubling of worker_restart_delay ends, as users of systemd and Kubernetes expect."""
+
+MIN_RESTART_DELAY = 0.050
+"""Seconds: what doubles if worker_restart_delay is less, so that no crash loop is a fork loop."""
+
+RECOVERY_POLL = 1.0
+"""Seconds between two looks for the first answer after a crash loop."""
 
 BUSY_RECALL_INTERVAL = 0.010
 """Seconds between two recalls of a busy child, and how much longer its new seat must have waited."""
+
+BUSY_RECALL_PATIENCE = 0.100
+"""Seconds until another busy child is recalled while one that was recalled goes on with a long request."""
 
 
 class Cause(enum.Enum):
@@ -144,15 +154,9 @@ class Policy:
         """Aim at `count` more children, bounded by the maximum."""
         self.target = min(self.target + max(count, 0), self.limits.max_size)
 
-    def shrink(self, count: int, children: Sequence[ChildView]) -> None:
-        """Retire `count` children, bounded by the minimum: those that boot or are idle first, then the busy ones when idle."""
-        count = min(max(count, 0), self.target - self.limits.min_size)
-        self.target -= max(count, 0)
-        staying = [c for c in children if c.state in LIVE_STATES and c.id not in self.retiring]
-        surplus = len(staying) - self.target
-        staying.sort(key=lambda c: (c.busy, c.state is not State.BOOTING, c.last_used))
-        for child in staying[: max(surplus, 0)]:
-            self.retiring[child.id] = Cause.REMOVED
+    def shrink(self, count: int) -> None:
+        """Aim at `count` children less, bounded by the minimum."""
+        self.target = max(self.target - max(count, 0), min(self.target, self.limits.min_size))
 
     def start_restart(self) -> None:
         """Replace every child there is, one by one."""
@@ -164,6 +168,7 @@ class Policy:
     def abandon_restart(self) -> None:
         """The new generation does not boot: the old children stay."""
         self.restarting = False
+        self.retiring = {child: cause for child, cause in self.retiring.items() if cause is not Cause.RESTART}
 
     def spawned(self, child: int) -> None:
         """A child was started."""
@@ -180,84 +185,101 @@ class Policy:
         if expected:
             return 0.0
         if served:
-            self.failures = 0
+            self._recover()
             return 0.0
         if not fresh and self.failures:
             return max(self._not_before - now, 0.0)
         return self.spawn_failed(now)
 
     def spawn_failed(self, now: float) -> float:
-        """A child could not be started, or died before its first answer. Returns the seconds until the next try."""
-        delay = min(self.limits.restart_delay * 2**self.failures, max(MAX_RESTART_DELAY, self.limits.restart_delay))
+        """A child could not be started, or died before its first answer. Returns the seconds to wait."""
+        first = self.limits.restart_delay
+        delay = min(max(first, MIN_RESTART_DELAY) * 2.0**self.failures, max(first, MAX_RESTART_DELAY))
+        if not self.failures:
+            delay = first
         self.failures = min(self.failures + 1, 64)
         self._fresh.clear()
         self._not_before = now + delay
         return delay
 
+    def _recover(self) -> None:
+        """A child has answered: what can be started serves."""
+        self.failures = 0
+        self._not_before = 0.0
+
+    def _watch_recovery(self, now: float, live: list[ChildView], decision: Decision) -> None:
+        """An answer, which nobody reports, ends the back-off: look for it while one may come."""
+        fresh = [child for child in live if self.failures and child.id in self._fresh]
+        if any(child.served for child in fresh):
+            self._recover()
+        elif any(child.seat is not None for child in fresh):
+            decision.wake_at(now + RECOVERY_POLL)
+
     # --- the decision --------------------------------------------------------------------------------------
 
     def decide(self, now: float, children: Sequence[ChildView], seats: Sequence[SeatView]) -> Decision:
-        """What to do at `now`. Pure but for the few facts above."""
+        """What to do at `now`. Pure but for the few facts above.
+
+        `children` are all that have a process: the ending ones count where a restart bounds how many may be.
+        """
         decision = Decision()
         live = [child for child in children if child.state in LIVE_STATES]
         if self.stopping:
-            decision.actions += [End(child.id, Cause.STOP) for child in live if child.state is not State.LENT]
+            decision.actions += [End(child.id, Cause.STOP) for child in live if child.seat is None]
             return decision
-        if self.failures and any(child.served and child.id in self._fresh for child in live):
-            self.failures = 0
-            self._not_before = 0.0
+        self._watch_recovery(now, live, decision)
+        self._keep(live)
         staying = [child for child in live if child.id not in self.retiring]
-        self._restart(staying, decision)
+        self._restart(staying)
+        self._trim(staying)
         self._shrink(now, staying, decision)
         self._retire(live, decision)
         staying = [child for child in staying if child.id not in self.retiring]
         checked = self._check(now, staying, decision)
         self._serve(now, [child for child in staying if child.id not in checked], seats, decision)
-        self._replace(now, staying, decision)
+        self._replace(now, staying, live, len(children), decision)
         return decision
 
     def _serve(
         self, now: float, staying: list[ChildView], seats: Sequence[SeatView], decision: Decision
     ) -> None:
         """Lend to the seats that wait, longest wait first; recall or grow where that is not enough."""
-        wants = {seat.id: seat.queued for seat in seats if seat.queued}
-        if not wants:
+        # A child that stands idle in a seat with waiting requests was just lent and covers one of them.
+        spare: dict[int, list[ChildView]] = {seat.id: [] for seat in seats}
+        for child in staying:
+            if child.state is State.LENT and not child.busy and child.seat in spare:
+                spare[child.seat].append(child)
+        wants = {seat.id: seat.queued - len(spare[seat.id]) for seat in seats}
+        waiting = sorted((seat for seat in seats if wants[seat.id] > 0), key=lambda seat: seat.oldest)
+        if not waiting:
             self._growth = 1
             return
-        waiting = sorted((seat for seat in seats if seat.queued), key=lambda seat: seat.oldest)
         idle = [child for child in staying if child.state is State.IDLE]
         idle.sort(key=lambda child: child.last_used)
-        while idle and any(wants.values()):
+        while idle and waiting:
             for seat in waiting:
-                if idle and wants[seat.id]:
+                if idle:
                     wants[seat.id] -= 1
                     decision.actions.append(Lend(idle.pop().id, seat.id))
-        unmet = sum(wants.values()) - sum(child.state is State.RECALLED for child in staying)
-        if unmet <= 0:
+            waiting = [seat for seat in waiting if wants[seat.id] > 0]
+        if not waiting:
             return
-        waiting = [seat for seat in waiting if wants[seat.id]]
-        unmet -= self._recall_idle(staying, waiting, unmet, decision)
+        unmet = sum(wants[seat.id] for seat in waiting)
+        unmet -= sum(child.state is State.RECALLED and not child.busy for child in staying)
+        for seat in seats:
+            for child in spare[seat.id][: max(min(-wants[seat.id], unmet), 0)]:
+                decision.actions.append(Recall(child.id))
+                staying.remove(child)
+                unmet -= 1
         if unmet > 0:
             self._grow(now, staying, waiting[0].oldest, unmet, decision)
             self._recall_busy(now, staying, waiting[0], seats, decision)
 
-    def _recall_idle(
-        self, staying: list[ChildView], waiting: list[SeatView], unmet: int, decision: Decision
-    ) -> int:
-        """Take back children that stand idle in a seat that has nothing for them."""
-        hungry = {seat.id for seat in waiting}
-        spare = [
-            child
-            for child in staying
-            if child.state is State.LENT and not child.busy and child.seat not in hungry
-        ][:unmet]
-        decision.actions += [Recall(child.id) for child in spare]
-        return len(spare)
-
     def _grow(
         self, now: float, staying: list[ChildView], oldest: float, unmet: int, decision: Decision
     ) -> None:
-        """Aim at more children once the oldest request has waited worker_spawn_timeout, and twice as many each time after."""
+        """Aim at one more child once the oldest request has waited worker_spawn_timeout, and at twice as many
+        each time it has passed again."""
         due = oldest + self.limits.spawn_timeout
         if now < due:
             self._growth = 1
@@ -277,32 +299,57 @@ class Policy:
         decision.wake_at(self._grow_next)
 
     def _recall_busy(
-        self, now: float, staying: list[ChildView], hungriest: SeatView, seats: Sequence[SeatView], decision: Decision
+        self,
+        now: float,
+        staying: list[ChildView],
+        hungriest: SeatView,
+        seats: Sequence[SeatView],
+        decision: Decision,
     ) -> None:
-        """Take a child from the seat whose requests wait least, so that no seat starves."""
+        """Take a child from the seat whose requests wait least, so that no seat starves.
+
+        Of its children the one whose request began last: the others have shown that theirs take longer.
+        """
         waited = {seat.id: now - seat.oldest if seat.queued else 0.0 for seat in seats}
         held: dict[int, ChildView] = {}
-        for child in staying:
+        for child in sorted(staying, key=lambda child: child.last_used):
             if child.state is State.LENT and child.seat is not None and child.seat != hungriest.id:
-                held.setdefault(child.seat, child)
-        if not held or any(child.state is State.RECALLED for child in staying):
+                held[child.seat] = child
+        if not held:
             return
         richest = min(held, key=lambda seat: waited.get(seat, 0.0))
-        due = max(
-            self._busy_recall_next, hungriest.oldest + waited.get(richest, 0.0) + BUSY_RECALL_INTERVAL
-        )
+        due = self._busy_recall_next
+        if any(child.state is State.RECALLED for child in staying):
+            due += BUSY_RECALL_PATIENCE - BUSY_RECALL_INTERVAL
+        rival = waited.get(richest, 0.0)
+        if waited[hungriest.id] - rival < BUSY_RECALL_INTERVAL:
+            # Where both wait, time alone does not widen the gap: look again, but not before a full interval.
+            due = max(due, (now if rival else hungriest.oldest) + BUSY_RECALL_INTERVAL)
         if now < due:
             decision.wake_at(due)
             return
         self._busy_recall_next = now + BUSY_RECALL_INTERVAL
         decision.actions.append(Recall(held[richest].id))
 
-    def _replace(self, now: float, staying: list[ChildView], decision: Decision) -> None:
-        """Start children up to the size aimed at; during a restart, the new ones go beyond it by the surge."""
+    def _replace(
+        self,
+        now: float,
+        staying: list[ChildView],
+        live: list[ChildView],
+        processes: int,
+        decision: Decision,
+    ) -> None:
+        """Start children up to the size aimed at; during a restart, the new ones go beyond it by the surge.
+
+        In a restart every process counts, also one that finishes a request or is slow to leave: the surge is
+        what memory allows.
+        """
         missing = self.target - len(staying)
         if self.restarting:
             new = sum(child.generation == self.generation for child in staying)
-            missing = min(self.target + self.limits.surge - len(staying), self.target - new)
+            missing = min(self.target + self.limits.surge - processes, self.target - new)
+        else:
+            missing = min(missing, self.limits.max_size - len(live))
         if missing <= 0:
             return
         if now < self._not_before:
@@ -310,7 +357,16 @@ class Policy:
             return
         decision.actions += [Spawn(self.generation)] * missing
 
-    def _restart(self, staying: list[ChildView], decision: Decision) -> None:
+    def _keep(self, live: list[ChildView]) -> None:
+        """Rather than start a child, keep one that was to go but is with an HTTP worker still."""
+        leaving = [child for child in live if child.id in self.retiring]
+        if self.restarting:
+            return
+        missing = self.target - (len(live) - len(leaving))
+        for child in [child for child in leaving if child.seat is not None][: max(missing, 0)]:
+            del self.retiring[child.id]
+
+    def _restart(self, staying: list[ChildView]) -> None:
         """Retire as many old children as new ones are ready in their place."""
         if not self.restarting:
             return
@@ -327,25 +383,29 @@ class Policy:
         for child in old[: max(len(old) - keep, 0)]:
             self.retiring[child.id] = Cause.RESTART
 
-    def _shrink(self, now: float, staying: list[ChildView], decision: Decision) -> None:
-        """Retire what was not needed for worker_attrition_delay.
+    def _trim(self, staying: list[ChildView]) -> None:
+        """Retire what is beyond the size aimed at: first what boots, then the longest idle, last the busy."""
+        staying = [child for child in staying if child.id not in self.retiring]
+        surplus = len(staying) - self.target - (self.limits.surge if self.restarting else 0)
+        staying.sort(key=lambda child: (child.busy, child.state is not State.BOOTING, child.last_used))
+        for child in staying[: max(surplus, 0)]:
+            self.retiring[child.id] = Cause.REMOVED
 
-        HTTP workers take the child they used last first, so the children that no request reached in that time are those
-        beyond the most that were busy at once.
+    def _shrink(self, now: float, staying: list[ChildView], decision: Decision) -> None:
+        """Retire what was not needed for worker_attrition_delay, but for the spare ones.
+
+        HTTP workers take the child they used last first, so the children that no request reached in that time
+        are those beyond the most that were busy at once.
         """
         if self.restarting or self.target <= self.limits.min_size:
             return
-        ready = [child for child in staying if child.state in READY_STATES]
-        room = len(ready) - self.limits.min_size
-        if room <= 0:
-            return
-        unused = sorted((child for child in ready if not child.busy), key=lambda child: child.last_used)
-        unused = unused[: max(len(unused) - self.limits.spare, 0)][:room]
-        for child in unused:
-            due = child.last_used + self.limits.attrition_delay
-            if now < due:
-                decision.wake_at(due)
-                break
+        ready = [child for child in staying if child.state in READY_STATES and child.id not in self.retiring]
+        idle = sorted((child for child in ready if not child.busy), key=lambda child: child.last_used)
+        unused = [child for child in idle if now >= child.last_used + self.limits.attrition_delay]
+        if len(unused) < len(idle):
+            decision.wake_at(idle[len(unused)].last_used + self.limits.attrition_delay)
+        count = min(len(unused) - self.limits.spare, len(ready) - self.limits.min_size)
+        for child in unused[: max(count, 0)]:
             self.target -= 1
             self.retiring[child.id] = Cause.UNUSED
 
@@ -357,7 +417,7 @@ class Policy:
                 continue
             if child.state is State.LENT:
                 decision.actions.append(Recall(child.id))
-            elif child.state is not State.RECALLED:
+            elif child.seat is None:
                 decision.actions.append(End(child.id, cause))
 
     def _check(self, now: float, staying: list[ChildView], decision: Decision) -> set[int]:
