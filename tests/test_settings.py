@@ -141,6 +141,8 @@ def test_the_defaults_are_those_of_the_original() -> None:
         worker_attrition_delay=120,
         worker_restart_surge=1,
         spare_workers=0,
+        pool_prefetch=4,
+        response_buffer_size=1048576,
         request_read_timeout=60,
         request_write_timeout=60,
         request_backlog=1024,
@@ -156,6 +158,8 @@ OTHER_VALUES: dict[str, tuple[Any, Any]] = {
     "max_pool_size": (8, 8),
     "worker_restart_surge": ("0", 0),
     "spare_workers": ("1", 1),
+    "pool_prefetch": ("1", 1),
+    "response_buffer_size": ("65536", 65536),
     "request_backlog": ("7", 7),
     "max_request_body_size": ("0", 0),
 }
