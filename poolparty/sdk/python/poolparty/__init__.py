@@ -61,7 +61,9 @@ def serve(handler: Callable[[Request], Answer], health_check: Callable[[], objec
         for data, at in _payloads(source):
             tag = data[at]
             if tag == HTTP_REQUEST:
-                request = Request._in_frame(data, at + 1)
+                request = Request.__new__(Request)  # its __init__ is for requests made by hand
+                request._data = data
+                request._at = at + 1
                 try:
                     frame = _response(handler(request))
                 except Exception:
@@ -151,14 +153,6 @@ class Request:
         self.headers = Headers(headers)
         self.body = body
         self.remote_address = remote_address
-
-    @classmethod
-    def _in_frame(cls, data: bytes, at: int) -> Request:
-        """The request whose first field begins at `at`."""
-        self = cls.__new__(cls)
-        self._data = data
-        self._at = at
-        return self
 
     def __getattr__(self, name: str) -> Any:
         """Called for a slot that is empty: fill it and those that stand with it."""
@@ -301,6 +295,7 @@ def _response(answer: Answer) -> bytes | tuple[bytes, bytes]:
         raise TypeError(f"a handler returns a Response, a dict, a str or bytes, not {answer!r:.200}")
     if not isinstance(status, int) or not 200 <= status <= 599:
         raise ValueError(f"a response's status is an int from 200 to 599, not {status!r:.200}")
+    head = b"%c%c%c" % (HTTP_RESPONSE, status & 127 | 128, status >> 7)  # two bytes, in this range
     if type(body) is not bytes:
         if isinstance(body, str):
             body = body.encode()
@@ -310,8 +305,7 @@ def _response(answer: Answer) -> bytes | tuple[bytes, bytes]:
             body = bytes(body)
         else:
             raise TypeError(f"a response's body is bytes or a str, not {body!r:.200}")
-    head = b"\x00" + _varint(status)
-    return _framed(head + _headers(headers) if headers else head + b"\x00", body)
+    return _framed(head + (_headers(headers) if headers else b"\x00"), body)
 
 
 def _headers(headers: Mapping[str, HeaderValue]) -> bytes:
@@ -320,8 +314,14 @@ def _headers(headers: Mapping[str, HeaderValue]) -> bytes:
     pieces = [_varint(len(headers))]
     for name, value in headers.items():
         if type(name) is str and type(value) is str:
-            field, data = name.encode(), value.encode()
-            pieces += (_varint(len(field)), field, b"\x01", _varint(len(data)), data)
+            field = _FIELDS.get((name, value))
+            if field is None:
+                field = _string(name) + b"\x01" + _string(value)
+                if len(_FIELDS) >= MAX_FIELDS:
+                    _FIELDS.clear()
+                if len(field) <= MAX_FIELD_SIZE:
+                    _FIELDS[name, value] = field
+            pieces.append(field)
             continue
         if not isinstance(name, str):
             raise TypeError(f"a response header's name is a str, not {name!r:.200}")
@@ -332,12 +332,21 @@ def _headers(headers: Mapping[str, HeaderValue]) -> bytes:
     return b"".join(pieces)
 
 
+# Header fields as they are encoded: most are constants of the program, and looking them up saves a third.
+# Those that change with each request fill it; then it is emptied.
+_FIELDS: dict[tuple[str, str], bytes] = {}
+MAX_FIELDS = 256
+MAX_FIELD_SIZE = 256
+
+
 def _framed(head: bytes, body: bytes) -> bytes | tuple[bytes, bytes]:
     size = len(body)
+    if size < 128:
+        return b"".join(((len(head) + 1 + size).to_bytes(4, "little"), head, _ONE_BYTE[size], body))
     head += _varint(size)
     total = len(head) + size
     if size < LARGE_BODY:
-        return total.to_bytes(4, "little") + head + body
+        return b"".join((total.to_bytes(4, "little"), head, body))
     if total > MAX_FRAME_SIZE:
         raise ValueError(f"a response of {total} bytes is larger than a frame can be ({MAX_FRAME_SIZE})")
     return total.to_bytes(4, "little") + head, body
