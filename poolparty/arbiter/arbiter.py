@@ -26,7 +26,7 @@ from gunicorn.config import Config
 from gunicorn.errors import HaltServer
 from gunicorn.pidfile import Pidfile
 
-from poolparty.arbiter.pool_thread import PoolThread, Seat
+from poolparty.arbiter.pool_thread import ENDING_SIGNALS, PoolThread, Seat
 from poolparty.errors import ConfigError
 from poolparty.settings import Options, serves_a_pool
 
@@ -95,6 +95,7 @@ class PoolArbiter(Arbiter):
         self.served = False  # whether any HTTP worker has booted
         self.boot_failures = 0
         self.not_before = 0.0  # no HTTP worker is started before this time
+        self.stopping = False
         self.quick = False
         self.ready_told = True
         self.title = ""
@@ -143,6 +144,7 @@ class PoolArbiter(Arbiter):
         try:
             seat = self.pool.open_seat()
             self.worker_class = functools.partial(self.cfg.worker_class, seat=seat)
+            signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)  # see Seat.enter_worker
             pid: int = super().spawn_worker()
         except BaseException as error:
             # The HTTP worker itself leaves through here, by SystemExit: it has nothing to put back.
@@ -155,6 +157,9 @@ class PoolArbiter(Arbiter):
             delay = self.delay_spawning()
             self.log.error("An HTTP worker could not be started (%s); next try in %g s", error, delay)
             return None
+        finally:
+            if os.getpid() == parent:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING_SIGNALS)
         seat.forked(pid)
         self.seats[pid] = seat
         return pid
@@ -243,7 +248,7 @@ class PoolArbiter(Arbiter):
         self.log_worker_exit(pid, status)
         worker.tmp.close()
         self.cfg.child_exit(self, worker)
-        if seat.booted or draining:
+        if seat.booted or draining or self.stopping:
             return
         code = os.waitstatus_to_exitcode(status)
         if not self.served and code == self.WORKER_BOOT_ERROR:
@@ -383,6 +388,7 @@ class PoolArbiter(Arbiter):
         unlink = self.reexec_pid == self.master_pid == 0 and not self.systemd and not self.cfg.reuse_port
         sock.close_sockets(self.LISTENERS, unlink)
         self.LISTENERS = []
+        self.stopping = True
         self.quick = self.quick or not graceful
         limit = time.monotonic() + (QUICK_STOP if self.quick else self.cfg.graceful_timeout)
         self.kill_workers(signal.SIGQUIT if self.quick else signal.SIGTERM)

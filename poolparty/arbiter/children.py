@@ -236,8 +236,10 @@ def start(recipe: Recipe, file_limit: int | None) -> Process:
         popen = subprocess.Popen(
             [
                 *(sys.executable, "-I", "-S", LAUNCHER, str(fd3_w), str(os.getpid())),
-                "-" if file_limit is None else str(file_limit),
-                recipe.environment.get("LC_CTYPE", "-"),
+                _word(file_limit),
+                _word(recipe.environment.get("LC_CTYPE")),
+                *(_word(recipe.user), _word(recipe.group)),
+                ",".join(map(str, recipe.groups)) if recipe.groups else "-",
                 *("--", *recipe.command),
             ],
             stdin=stdin_r,
@@ -247,9 +249,6 @@ def start(recipe: Recipe, file_limit: int | None) -> Process:
             cwd=recipe.directory,
             env=recipe.environment,
             process_group=0,
-            user=recipe.user,
-            group=recipe.group,
-            extra_groups=recipe.groups,
             umask=recipe.umask,
         )
     except BaseException:
@@ -263,6 +262,10 @@ def start(recipe: Recipe, file_limit: int | None) -> Process:
     except (OSError, AttributeError):
         pidfd = -1  # Linux before 5.3, or out of descriptors: the main thread's reaping finds it
     return Process(popen, stdin_w, fd3_r, output_r, pidfd)
+
+
+def _word(value: int | str | None) -> str:
+    return "-" if value is None else str(value)
 
 
 def _pipe(opened: list[int]) -> tuple[int, int]:

@@ -1,25 +1,28 @@
 """Turns a freshly forked process into a child: runs in it, between the fork and the exec of the command.
 
-    python -I -S launcher.py FD3 PARENT NOFILE LC_CTYPE -- CMD [ARG …]
+    python -I -S launcher.py FD3 PARENT NOFILE LC_CTYPE USER GROUP GROUPS -- CMD [ARG …]
 
 Standard input, output and error are in place already. FD3 becomes descriptor 3, nothing stays open above it;
-NOFILE is the soft limit of open files to give back ("-": as it is), LC_CTYPE the value the environment had
-("-": none) before this interpreter's locale coercion changed it. A Popen(preexec_fn=…) would do the same
-inside a copy of the arbiter, with its threads' locks as they happen to be.
+NOFILE is the soft limit of open files to give back, LC_CTYPE the value the environment had before this
+interpreter's locale coercion changed it (none, if "-"), USER, GROUP and GROUPS (with commas between) whose process it
+becomes; "-" leaves what is. Popen could change the user too, but then before it has started this
+interpreter, which that user may not be allowed to: a virtual environment in /root. A Popen(preexec_fn=…) would do
+all this inside a copy of the arbiter, with its threads' locks as they happen to be.
 
 Each start of a child pays for it, so it imports built-in modules only: 1 ms beyond the 9 ms of an empty `python -I -S`.
 """
 
 import os
 import sys
+from errno import EACCES, ENOENT, ENOEXEC, ENOTDIR
 
 PR_SET_PDEATHSIG = 1
 SIGKILL = 9
 
 
 def main(argv):
-    fd3, parent, nofile, lc_ctype = argv[1:5]
-    command = argv[6:]
+    fd3, parent, nofile, lc_ctype, user, group, groups = argv[1:8]
+    command = argv[9:]
     move_to_3(int(fd3))
     if nofile != "-":
         give_back_file_limit(int(nofile))
@@ -28,14 +31,18 @@ def main(argv):
         os.environ.pop("LC_CTYPE", None)
     else:
         os.environ["LC_CTYPE"] = lc_ctype
-    die_with_parent()
+    prctl = find_prctl()  # while we may still read what the interpreter loads for it
+    try:
+        become(user, group, groups)
+    except OSError as error:
+        say(b"cannot run as user %s, group %s: %s" % (user.encode(), group.encode(), error.strerror.encode()))
+        os._exit(126)
+    # Ask the kernel for SIGKILL when the thread that started us ends; a change of user would have cleared it.
+    prctl(PR_SET_PDEATHSIG, SIGKILL)
     # From here on the signal comes; if the parent has gone before, it will not.
     if os.getppid() != int(parent):
         os._exit(SIGKILL + 128)
-    try:
-        os.execvp(command[0], command)
-    except OSError as error:
-        fail(command[0], error)
+    execute(command)
 
 
 def move_to_3(fd):
@@ -54,6 +61,15 @@ def give_back_file_limit(soft):
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+def become(user, group, groups):
+    if groups != "-":
+        os.setgroups([int(number) for number in groups.split(",")])
+    if group != "-":
+        os.setgid(int(group))
+    if user != "-":
+        os.setuid(int(user))
+
+
 def restore_signals():
     import _signal  # the C half of `signal`, whose other half imports enum
 
@@ -62,41 +78,55 @@ def restore_signals():
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ())  # the pool thread blocks all
 
 
-def die_with_parent():
-    """Ask the kernel for SIGKILL when the thread that started us ends. Linux; elsewhere the seats do it."""
-    if not sys.platform.startswith("linux"):
-        return
-    try:
-        import _ctypes  # the ctypes package on top of it costs 4 ms
-
-        prctl = _ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl")
-        _ctypes.call_function(prctl, (PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0))
-    except Exception:
+def find_prctl():
+    """Linux has it; elsewhere, and in an interpreter without ctypes, the seats end the children of a dead arbiter."""
+    if sys.platform.startswith("linux"):
         try:
-            import ctypes
+            import _ctypes  # the ctypes package on top of it costs 4 ms
 
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
+            address = _ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl")
+            return lambda *words: _ctypes.call_function(address, (*words, 0, 0, 0))
         except Exception:
-            pass  # an interpreter without ctypes
+            try:
+                import ctypes
+
+                function = ctypes.CDLL(None).prctl
+                return lambda *words: function(*words, 0, 0, 0)
+            except Exception:
+                pass
+    return lambda *words: None
 
 
-def fail(program, error):
-    """Say why in one line, with the exit status a shell would give."""
-    import errno
-
-    why = error.strerror
-    if error.errno == errno.ENOENT:
-        why = "no such file or directory"
-        if "/" in program and os.path.exists(program):
-            why = "the interpreter that its first line names does not exist"
-        elif "/" not in program:
-            why = "it is not on the PATH"
-    elif error.errno == errno.ENOEXEC:
-        why = "it is no program: a script needs a first line such as #!/usr/bin/env python3"
-    elif error.errno == errno.EACCES:
+def execute(command):
+    """As os.execvp, which imports a module in between, when the user we have become may not read it any more."""
+    program = os.fsencode(command[0])
+    paths = [program]
+    if b"/" not in program:
+        paths = [os.path.join(place, program) for place in os.environb.get(b"PATH", b"/bin:/usr/bin").split(b":")]
+    found = None
+    for path in paths:
+        try:
+            os.execv(path, command)
+        except OSError as error:
+            if found is None or error.errno not in (ENOENT, ENOTDIR):
+                found = error
+    why = found.strerror
+    if found.errno == EACCES:
         why = "permission denied"
-    os.write(2, b"cannot run %s: %s\n" % (os.fsencode(program), why.encode("utf-8", "backslashreplace")))
-    os._exit(127 if error.errno == errno.ENOENT else 126)
+    elif found.errno == ENOEXEC:
+        why = "it is no program: a script needs a first line such as #!/usr/bin/env python3"
+    elif found.errno in (ENOENT, ENOTDIR):
+        why = "no such file or directory"
+        if b"/" not in program:
+            why = "it is not on the PATH"
+        elif os.path.exists(program):
+            why = "the interpreter that its first line names does not exist"
+    say(b"cannot run %s: %s" % (program, os.fsencode(why)))
+    os._exit(127 if found.errno in (ENOENT, ENOTDIR) else 126)
+
+
+def say(line):
+    os.write(2, line + b"\n")
 
 
 if __name__ == "__main__":

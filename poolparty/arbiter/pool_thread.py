@@ -72,6 +72,9 @@ SEAT_EXIT_GRACE = 0.5
 QUICK_GRACE = 1.0
 """Seconds from SIGTERM to SIGKILL at a quick stop."""
 
+ENDING_SIGNALS = frozenset((signal.SIGTERM, signal.SIGQUIT, signal.SIGABRT))
+"""Signals by which an arbiter ends an HTTP worker; blocked across its fork."""
+
 SPINNING = 1000
 """Turns in a row without an event after which something is wrong, and the loop slows down."""
 
@@ -103,10 +106,17 @@ class Seat:
         return self._booted
 
     def enter_worker(self) -> None:
-        """In the new HTTP worker: close all that is the arbiter's. The pool must not be touched afterwards."""
+        """In the new HTTP worker: close all that is the arbiter's. The pool must not be touched afterwards.
+
+        Until now the signals that end it were blocked: the arbiter's handlers, which it has inherited, would have put
+        them into a queue that nobody reads. One that has come meanwhile ends it here, as it has begun nothing.
+        """
         pool, self._pool = self._pool, None
         if pool is not None:
             pool.close_in_worker()
+        for number in ENDING_SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING_SIGNALS)
 
     def forked(self, pid: int) -> None:
         """In the arbiter: the HTTP worker lives."""

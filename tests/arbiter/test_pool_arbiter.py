@@ -1,0 +1,381 @@
+"""PoolArbiter in real masters: what gunicorn's own would end or stall, and the start and the end of the whole."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import poolparty
+
+WaitFor = Callable[..., Any]
+ROOT = Path(poolparty.__file__).parents[1]
+
+APP = """
+import poolparty, time, os
+def handler(request):
+    if request.path == "/slow":
+        open("started", "w").close()
+        while not os.path.exists("finish"):
+            time.sleep(0.005)
+    return f"{WORD} {os.getpid()}"
+WORD = "first"
+poolparty.serve(handler)
+"""
+
+
+class Server:
+    """A master in a session of its own, in a directory of its own; it listens on ./http."""
+
+    def __init__(self, directory: Path, wait_for: WaitFor, *options: str, before: str = "", **environ: str) -> None:
+        self.directory, self.wait_for = directory, wait_for
+        self.log_file = directory / f"log-{time.monotonic_ns()}"
+        self.listens = False
+        (directory / "app.py").exists() or (directory / "app.py").write_text(APP)
+        program = f"{before}\nfrom poolparty.cli import main\nmain()"
+        with self.log_file.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", program, "--listen-address", "unix:http", *options],
+                cwd=directory,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "PYTHONPATH": str(ROOT), **environ},
+                start_new_session=True,
+            )
+
+    @property
+    def log(self) -> str:
+        return self.log_file.read_text()
+
+    def wait_log(self, text: str, count: int = 1) -> None:
+        self.wait_for(lambda: self.log.count(text) >= count, f"{count} times {text!r} in the log:\n{self.log}")
+
+    def open(self, path: str = "/") -> socket.socket:
+        """Send a request; the connection."""
+        if not self.listens:
+            self.wait_log("Listening at")
+            self.listens = True
+        client = socket.socket(socket.AF_UNIX)
+        try:
+            client.settimeout(10)
+            client.connect(str(self.directory / "http"))
+        except BaseException:
+            client.close()
+            raise
+        client.sendall(f"GET {path} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n".encode())
+        return client
+
+    @staticmethod
+    def read(client: socket.socket) -> str:
+        with client:
+            answer = b""
+            while piece := client.recv(65536):
+                answer += piece
+        assert answer.startswith(b"HTTP/1.1 200 "), answer
+        return answer.partition(b"\r\n\r\n")[2].decode()
+
+    def get(self, path: str = "/") -> str:
+        return self.read(self.open(path))
+
+    def http_workers(self) -> list[int]:
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return [int(pid) for pid in children if b"worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def wait(self, timeout: float = 10) -> int:
+        return self.process.wait(timeout)
+
+    def session(self) -> list[int]:
+        """Processes of it that still run."""
+        found = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = stat.read_text().rpartition(")")[2].split()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if int(fields[3]) == self.process.pid and fields[0] != "Z":
+                found.append(int(stat.parent.name))
+        return found
+
+    def end(self) -> None:
+        for pid in self.session():
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        self.process.wait()
+
+
+@pytest.fixture
+def server(tmp_path: Path, wait_for: WaitFor) -> Iterator[Callable[..., Server]]:
+    made: list[Server] = []
+
+    def make(*options: str, command: tuple[str, ...] = (sys.executable, "app.py"), **more: str) -> Server:
+        made.append(Server(tmp_path, wait_for, *options, *(("--", *command) if command else ()), **more))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.end()
+
+
+class TestStart:
+    def test_it_serves_and_leaves_nothing(self, server: Any, tmp_path: Path) -> None:
+        one = server()
+        assert one.get().startswith("first")
+        one.signal(signal.SIGTERM)
+        assert one.wait() == 0
+        assert not one.session()
+        assert {path.name for path in tmp_path.iterdir()} == {"app.py", one.log_file.name}
+        assert "ERROR" not in one.log and "Traceback" not in one.log
+
+    def test_a_control_socket_in_use_ends_the_start_with_a_sentence(self, server: Any, tmp_path: Path) -> None:
+        first = server()
+        first.get()
+        second = server("--bind", "unix:other", "--pid", "pidfile")
+        assert second.wait() == 1
+        assert "Error: ctl_socket" in second.log and "Traceback" not in second.log
+        assert not (tmp_path / "pidfile").exists()
+        assert first.get()
+
+    def test_stock_gunicorn_is_turned_into_ours(self, tmp_path: Path, wait_for: WaitFor) -> None:
+        before = "import poolparty.settings, sys\nfrom gunicorn.app.wsgiapp import run as main"
+        (tmp_path / "main.py").write_text("")
+        one = Server(
+            tmp_path,
+            wait_for,
+            *("-k", "poolparty.GWorker", "--no-control-socket", "--pool-cmd", f"{sys.executable} app.py"),
+            before=before + "\nsys.argv[0] = 'gunicorn'; main(); sys.exit()",
+        )
+        try:
+            assert one.get().startswith("first")
+            one.signal(signal.SIGTERM)
+            assert one.wait() == 0
+            assert not one.session()
+        finally:
+            one.end()
+
+    def test_ready_is_told_when_the_first_child_is(self, server: Any, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "gate")
+        (tmp_path / "app.py").write_text("open('gate').read()\n" + APP)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+            notify.bind(str(tmp_path / "notify"))
+            notify.settimeout(10)
+            one = server(NOTIFY_SOCKET=str(tmp_path / "notify"))
+            one.wait_log("Booting worker")
+            notify.settimeout(0.3)
+            with pytest.raises(TimeoutError):
+                notify.recv(100)
+            notify.settimeout(10)
+            (tmp_path / "gate").write_text("go")
+            assert notify.recv(100).startswith(b"READY=1")
+        assert "NOTIFY_SOCKET" not in one.log
+
+
+class TestStop:
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_a_running_request_is_finished_first(
+        self, server: Any, tmp_path: Path, wait_for: WaitFor, number: signal.Signals
+    ) -> None:
+        one = server()
+        client = one.open("/slow")
+        wait_for(lambda: (tmp_path / "started").exists())
+        one.signal(number)
+        one.wait_log("Handling signal")
+        (tmp_path / "finish").touch()
+        assert one.read(client).startswith("first")
+        assert one.wait() == 0
+        assert not one.session()
+
+    @pytest.mark.parametrize("numbers", [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGQUIT), (signal.SIGQUIT,)])
+    def test_the_second_signal_is_quick(
+        self, server: Any, tmp_path: Path, wait_for: WaitFor, numbers: tuple[signal.Signals, ...]
+    ) -> None:
+        one = server()
+        with one.open("/slow"):
+            wait_for(lambda: (tmp_path / "started").exists())
+            for number in numbers:
+                one.signal(number)
+                one.wait_log("Handling signal")
+            began = time.monotonic()
+            assert one.wait() == 0
+            assert time.monotonic() - began < 4
+        assert not one.session()
+
+    def test_quick_also_while_children_are_ended(self, server: Any, tmp_path: Path) -> None:
+        (tmp_path / "app.py").write_text("import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + APP)
+        one = server("--worker-request-grace", "60s")
+        one.get()
+        one.signal(signal.SIGINT)
+        one.wait_log("Worker exiting")
+        one.signal(signal.SIGINT)
+        assert one.wait() == 0
+        assert not one.session()
+
+    @pytest.mark.parametrize("program", [APP, "while True: pass"], ids=["idle", "in an endless loop"])
+    def test_nothing_outlives_the_arbiter(
+        self, server: Any, tmp_path: Path, wait_for: WaitFor, program: str
+    ) -> None:
+        (tmp_path / "app.py").write_text(program)
+        one = server("--workers", "2", "--min-pool-size", "2", "--max-pool-size", "2")
+        one.wait_log("Booting worker", count=2)
+        one.wait_log("worker spawned", count=2)
+        one.process.kill()
+        one.wait()
+        wait_for(lambda: not one.session(), deadline=5)
+        (tmp_path / "app.py").write_text(APP)
+        (tmp_path / "http").unlink()
+        again = server()
+        assert again.get().startswith("first")
+
+
+class TestReload:
+    def test_http_workers_and_children_are_replaced_and_nothing_is_lost(
+        self, server: Any, tmp_path: Path, wait_for: WaitFor
+    ) -> None:
+        one = server("--workers", "2")
+        first = one.get()
+        wait_for(lambda: len(one.http_workers()) == 2)
+        old = set(one.http_workers())
+        (tmp_path / "app.py").write_text(APP.replace("first", "second"))
+        one.signal(signal.SIGHUP)
+        wait_for(lambda: one.get().startswith("second"))
+        wait_for(lambda: not set(one.http_workers()) & old and len(one.http_workers()) == 2)
+        assert one.get() != first
+        one.wait_log("The workers are those of the new configuration")
+
+    @pytest.mark.parametrize(
+        "broken",
+        ["max_pool_size = 0", "syntax error", "import sys; sys.exit(3)", "pool_cmd = 'no-such-program'", "bind = 'unix:/no/where'"],
+    )
+    def test_a_broken_configuration_leaves_the_old_one(
+        self, server: Any, tmp_path: Path, wait_for: WaitFor, broken: str
+    ) -> None:
+        good = f"pool_cmd = [{sys.executable!r}, 'app.py']\nbind = 'unix:http'\n"
+        (tmp_path / "poolparty.conf.py").write_text(good)
+        one = server(command=())
+        before = one.get()
+        (tmp_path / "poolparty.conf.py").write_text(broken)
+        one.signal(signal.SIGHUP)
+        one.wait_log("goes on with the old one")
+        assert one.get() == before
+        (tmp_path / "poolparty.conf.py").write_text(good + "max_pool_size = 2\n")
+        one.signal(signal.SIGHUP)
+        wait_for(lambda: one.get() != before)
+        one.signal(signal.SIGTERM)
+        assert one.wait() == 0
+
+    def test_a_command_that_does_not_boot_leaves_the_old_children(
+        self, server: Any, tmp_path: Path, wait_for: WaitFor
+    ) -> None:
+        one = server()
+        before = one.get()
+        (tmp_path / "app.py").write_text("raise SystemExit('broken app')")
+        one.signal(signal.SIGHUP)
+        one.wait_log("stay those of the old configuration")
+        assert "broken app" in one.log
+        assert one.get() == before
+
+    def test_http_workers_that_do_not_boot_leave_the_old_ones(
+        self, server: Any, tmp_path: Path, wait_for: WaitFor
+    ) -> None:
+        hook = "def post_fork(arbiter, worker):\n    import os\n    if os.path.exists('broken'): raise ValueError('hook')\n"
+        (tmp_path / "poolparty.conf.py").write_text(hook)
+        one = server()
+        one.get()
+        (tmp_path / "broken").touch()
+        one.signal(signal.SIGHUP)
+        one.wait_log("did not boot; next try in 1 s")
+        assert one.get()
+        (tmp_path / "broken").unlink()
+        old = one.http_workers()
+        wait_for(lambda: one.http_workers() and not set(one.http_workers()) & set(old))
+        assert one.get()
+
+    def test_addresses_can_be_added_and_taken_away(self, server: Any, tmp_path: Path, wait_for: WaitFor) -> None:
+        conf = f"pool_cmd = [{sys.executable!r}, 'app.py']\nbind = "
+        (tmp_path / "poolparty.conf.py").write_text(conf + "['unix:http']")
+        one = Server(tmp_path, wait_for, before="import sys; sys.argv[1:] = []")
+        try:
+            one.get()
+            (tmp_path / "poolparty.conf.py").write_text(conf + "['unix:http', 'unix:more']")
+            one.signal(signal.SIGHUP)
+            wait_for(lambda: (tmp_path / "more").exists())
+            assert one.get()
+            one.signal(signal.SIGTERM)
+            assert one.wait() == 0
+            assert not (tmp_path / "more").exists()
+        finally:
+            one.end()
+
+
+class TestForks:
+    def test_a_fork_that_fails_is_tried_again(self, server: Any) -> None:
+        before = (
+            "import os; real = os.fork; left = [1]\n"
+            "def fork():\n"
+            "    if left: left.pop(); raise BlockingIOError(11, 'Resource temporarily unavailable')\n"
+            "    return real()\n"
+            "os.fork = fork"
+        )
+        one = server(before=before)
+        one.wait_log("could not be started")
+        assert one.get().startswith("first")
+
+    def test_an_http_worker_that_never_boots_ends_the_start(self, server: Any, tmp_path: Path) -> None:
+        (tmp_path / "poolparty.conf.py").write_text("def post_fork(arbiter, worker): raise ValueError('hook')\n")
+        one = server()
+        assert one.wait() == 3
+        assert "Worker failed to boot" in one.log
+        assert not one.session()
+
+    def test_an_http_worker_that_is_killed_is_replaced(self, server: Any, wait_for: WaitFor) -> None:
+        one = server()
+        one.get()
+        (old,) = one.http_workers()
+        os.kill(old, signal.SIGKILL)
+        wait_for(lambda: one.http_workers() not in ([], [old]))
+        assert one.get()
+        assert one.log.count("worker spawned") == 1, "its idle child was lent again"
+
+    def test_an_http_worker_holds_nothing_of_the_arbiters(self, server: Any, tmp_path: Path) -> None:
+        one = server("--workers", "2", "--min-pool-size", "3", "--max-pool-size", "3")
+        one.get()
+        one.wait_for(lambda: len(one.http_workers()) == 2)
+        for pid in one.http_workers():
+            # The pipe that wakes it up, and the two ends of at most one lease.
+            one.wait_for(lambda: len(_open_files(pid, "pipe:")) <= 4, "the pipes to be closed")  # noqa: B023
+            channels = {f"socket:[{number}]" for number in _seqpackets()}
+            assert len(channels.intersection(_open_files(pid, "socket:"))) == 1
+
+    def test_more_http_workers_by_ttin_and_fewer_by_ttou(self, server: Any, wait_for: WaitFor) -> None:
+        one = server()
+        one.get()
+        one.signal(signal.SIGTTIN)
+        wait_for(lambda: len(one.http_workers()) == 2)
+        one.signal(signal.SIGTTOU)
+        wait_for(lambda: len(one.http_workers()) == 1)
+        assert one.get()
+
+
+def _open_files(pid: int, kind: str) -> list[str]:
+    targets = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
+    return [target for target in targets if target.startswith(kind)]
+
+
+def _seqpackets() -> list[str]:
+    """Inodes of all SOCK_SEQPACKET sockets there are."""
+    lines = Path("/proc/net/unix").read_text().splitlines()[1:]
+    return [line.split()[6] for line in lines if line.split()[4] == "0005"]
