@@ -183,7 +183,8 @@
    :body "internal server error\n"})
 
 (defn- open-outf []
-  # Janet has no fdopen. To open the descriptor's own name gives a second way into the same pipe.
+  # Janet has no fdopen. To open the descriptor's own name gives a second way into the same pipe; the pipe's
+  # permissions are asked then, so the server gives it to the user that the child runs as.
   (def [ok outf] (protect (file/open "/dev/fd/3" :wbn)))
   (unless ok
     (errorf "unable to open descriptor 3 (%v): this program is started by the server, poolparty -- janet app.janet" outf))
