@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -320,3 +322,45 @@ def test_a_handler_may_use_the_event_loop(serve: Any) -> None:
         (defn main [&] (poolparty/serve handler))
     """)
     assert worker.ask()[2] == worker.ask()[2] == b"from afar"
+
+
+def test_a_program_started_by_a_handler_gets_none_of_the_pipes(serve: Any, frame_of: Any) -> None:
+    worker = serve("""
+        (defn handler [request]
+          (os/execute ["cat"] :p)  # reads its stdin to the end
+          (def listing (os/spawn ["ls" "-l" "/proc/self/fd"] :p {:out :pipe}))
+          (def body (ev/read (listing :out) :all))
+          (os/proc-wait listing)
+          {:body body})
+        (defn main [&] (poolparty/serve handler))
+    """)
+    worker.send(frame_of(), frame_of())
+    ours = [f"pipe:[{os.fstat(fd).st_ino}]" for fd in (worker.fd3, worker.process.stdin.fileno())]
+    for _ in range(2):
+        listed = worker.response()[2].decode()
+        assert "/dev/null" in listed
+        assert not [pipe for pipe in ours if pipe in listed]
+
+
+def test_what_the_program_reads_from_stdin_is_nothing(serve: Any, frame_of: Any) -> None:
+    worker = serve("(defn main [&] (poolparty/serve (fn [request] {:body (string (file/read stdin :all))})))")
+    worker.send(frame_of(), frame_of())
+    assert worker.response()[2] == worker.response()[2] == b""
+
+
+def test_serve_outside_the_server_says_how_to_start_the_program(
+    sdk: Path, tmp_path: Path, janet: str
+) -> None:
+    program = tmp_path / "app.janet"
+    program.write_text("(import poolparty) (defn main [&] (poolparty/serve (fn [request] {})))")
+    result = subprocess.run(
+        [janet, str(program)],
+        env={"JANET_PATH": str(sdk / "janet")},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 1
+    assert (
+        "unable to open descriptor 3 (it is not open): this program is started by the server" in result.stderr
+    )

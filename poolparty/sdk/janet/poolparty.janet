@@ -8,8 +8,8 @@
 # for printing (docs/worker-protocol.md). The programming interface is that of the original's library, so that its
 # programs run unmodified; the differences are noted at serve.
 #
-# The request path is written for Janet's interpreter, where a call of a C function costs as much as ten instructions,
-# a closure or fiber as much as thirty, and what is allocated has to be collected.
+# The request path is written for Janet's interpreter, where a call of a C function costs as much as ten
+# instructions, a closure or fiber as much as thirty, and what is allocated has to be collected.
 
 (def- http-request 0)
 (def- health-check-request 1)
@@ -114,7 +114,7 @@
       (and (tuple? value) (all string? value))))
 
 # What stands before the body of a 200 whose headers are an immutable struct, by that struct. It is most often a
-# constant of the program. A program that builds such structs for each request fills the table, which is then emptied.
+# constant of the program. A program that builds such structs for each request fills the table; it is then emptied.
 (def- heads @{})
 (def- heads-limit 256)
 (def- head-without-headers "\x00\xC8\x01\x00")
@@ -182,12 +182,52 @@
    :headers {"Content-Type" "text/plain; charset=utf-8"}
    :body "internal server error\n"})
 
-(defn- open-outf []
-  # Janet has no fdopen. To open the descriptor's own name gives a second way into the same pipe; the pipe's
-  # permissions are asked then, so the server gives it to the user that the child runs as.
-  (def [ok outf] (protect (file/open "/dev/fd/3" :wbn)))
-  (unless ok
-    (errorf "unable to open descriptor 3 (%v): this program is started by the server, poolparty -- janet app.janet" outf))
+# Calls of the C library, for what Janet cannot do with a descriptor: (libc "dup2" :int :int) is a function, or nil
+# where Janet was built without its foreign function interface.
+(compif (dyn 'ffi/native)
+  (defn- libc [name & types]
+    (def [ok call]
+      (protect
+        (let [function (ffi/lookup (ffi/native) name)
+              signature (ffi/signature :default :int ;types)]
+          (fn [& arguments] (ffi/call function signature ;arguments)))))
+    (if ok call))
+  (defn- libc [&] nil))
+
+(def- f-getfd 1)
+(def- f-setfd 2)
+(def- fd-cloexec 1)
+(def- o-rdonly 0)
+
+(defn- open-inf
+  ``The requests' pipe. Programs that the handler starts would inherit descriptor 0 and eat our requests: so where
+  we can, the pipe is opened once more (Janet marks what it opens as not to be inherited) and descriptor 0 becomes
+  /dev/null.``
+  []
+  (def [open dup2 close] [(libc "open" :string :int) (libc "dup2" :int :int) (libc "close" :int)])
+  (def [opened inf] (protect (file/open "/dev/fd/0" :rbn)))
+  (if (and opened open dup2 close)
+    (do
+      (def null (open "/dev/null" o-rdonly))
+      (dup2 null 0)
+      (close null)
+      inf)
+    stdin))
+
+(defn- open-outf
+  ``The answers' pipe. Janet has no fdopen; to open the descriptor's own name gives a second way into the same
+  pipe. The pipe's permissions are asked then: the server gives it to the user that the child runs as.``
+  []
+  (def fcntl (libc "fcntl" :int :int :int))
+  # Without a descriptor 3 from the server, Janet's event loop has taken the number. What has come through exec does
+  # not have this mark.
+  (def ours (or (nil? fcntl) (= 0 (fcntl 3 f-getfd 0))))
+  (def [opened outf] (if ours (protect (file/open "/dev/fd/3" :wbn)) [false "it is not open"]))
+  (unless opened
+    (errorf "unable to open descriptor 3 (%s): this program is started by the server, poolparty -- janet app.janet"
+            outf))
+  (when fcntl
+    (fcntl 3 f-setfd fd-cloexec))
   outf)
 
 (defn serve
@@ -203,8 +243,8 @@
   Two things differ from the original's library. A handler that raises an error, or returns what is no response,
   costs its request (500, with the trace on stderr) and not the process. And the end of the pipe is no error.``
   [handler &keys {:inf inf :outf outf :health-check health-check}]
-  (default inf stdin)
   (default outf (open-outf))
+  (default inf (open-inf))
   (default health-check (fn [] nil))
   (when (= outf (dyn :out))
     (error "server outf should not be the same as :out, hint: (setdyn :out stderr)"))

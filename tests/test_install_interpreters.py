@@ -1,0 +1,71 @@
+"""bin/install-interpreters, without its downloads."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def copy(checkout: Path, tmp_path: Path) -> Path:
+    """The script in a checkout of its own, with nothing unpacked."""
+    (tmp_path / "bin").mkdir()
+    return Path(shutil.copy(checkout / "bin" / "install-interpreters", tmp_path / "bin"))
+
+
+def run(script: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(script), *arguments],
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_it_lists_the_languages_it_knows(copy: Path) -> None:
+    assert "janet" in run(copy, "--list").stdout.split()
+
+
+def test_an_unknown_language_is_refused_before_anything_is_fetched(copy: Path) -> None:
+    result = run(copy, "janet", "cobol")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("install-interpreters: unknown language 'cobol'; known are: janet")
+    assert not (copy.parent.parent / ".cache").exists()
+
+
+def test_an_unknown_option_shows_the_usage(copy: Path) -> None:
+    result = run(copy, "--frob")
+    assert result.returncode == 2
+    assert result.stderr.startswith("usage: bin/install-interpreters")
+
+
+def test_what_runs_already_is_left_alone(copy: Path) -> None:
+    program = copy.parent.parent / ".cache" / "interpreters" / "bin" / "janet"
+    program.parent.mkdir(parents=True)
+    program.write_text("#!/bin/sh\nexit 0\n")
+    program.chmod(stat.S_IRWXU)
+    result = run(copy, POOLPARTY_DEBIAN_MIRROR="http://127.0.0.1:1/debian")
+    assert (result.returncode, result.stdout, result.stderr) == (0, f"janet: {program}\n", "")
+    assert program.read_text() == "#!/bin/sh\nexit 0\n"
+
+
+def test_the_interpreter_is_the_process_itself(janet: str) -> None:
+    """No shell stays between the server and its child: signals and the exit status are the interpreter's."""
+    process = subprocess.Popen([janet, "-e", "(file/read stdin :all)"], stdin=subprocess.PIPE)
+    try:
+        assert _children(process.pid) == []
+        process.terminate()
+        assert process.wait(20) == -15
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _children(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
