@@ -57,8 +57,11 @@ def test_what_runs_already_is_left_alone(copy: Path) -> None:
 
 def test_the_interpreter_is_the_process_itself(janet: str) -> None:
     """No shell stays between the server and its child: signals and the exit status are the interpreter's."""
-    process = subprocess.Popen([janet, "-e", "(file/read stdin :all)"], stdin=subprocess.PIPE)
+    program = '(print "up") (flush) (file/read stdin :all)'
+    process = subprocess.Popen([janet, "-e", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"up\n"
         assert _children(process.pid) == []
         process.terminate()
         assert process.wait(20) == -15

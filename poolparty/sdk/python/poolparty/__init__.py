@@ -80,7 +80,7 @@ def serve(handler: Callable[[Request], Answer], health_check: Callable[[], objec
         return  # the server has gone: nobody is left to be answered
 
 
-class Headers(Mapping):  # type: ignore[type-arg]  # Mapping[str, str] at run time would be typing's price on 3.8
+class Headers(Mapping):  # Mapping[str, str] does not exist at run time on 3.8
     """A request's header fields: a read-only mapping whose lookup ignores case.
 
     Names are as the server wrote them (`User-Agent`); of a field that was sent several times the values are
