@@ -278,6 +278,13 @@ def test_a_failing_health_check_is_replied_and_the_worker_waits_for_its_end(
     assert "the health check failed" in worker.leave()[1]
 
 
+def test_a_health_checks_message_has_a_limit(serve: Any, health_check: bytes) -> None:
+    worker = serve(UNWELL.replace('"no database"', '(string/repeat "x" 5000)'), FEATURES)
+    worker.ready()
+    worker.send(health_check)
+    assert worker.health() == (False, "x" * 1000)
+
+
 def test_a_failing_health_check_ends_the_worker_of_a_version_1_server(
     serve: Any, health_check: bytes
 ) -> None:

@@ -297,6 +297,23 @@ def test_a_failing_health_check_is_replied_and_the_worker_waits_for_its_end(
     assert "RuntimeError: no database" in stderr
 
 
+def test_a_health_checks_message_has_a_limit_and_is_utf_8(serve: Any, health_check: bytes) -> None:
+    worker = serve(
+        """
+        def unwell():
+            raise RuntimeError("\\udcff" + "x" * 5000)
+        poolparty.serve(lambda request: 'x', health_check=unwell)
+        """,
+        FEATURES,
+    )
+    worker.ready()
+    worker.send(health_check)
+    ok, message = worker.health()
+    assert not ok
+    assert message.startswith("RuntimeError: \\udcffxxx")
+    assert len(message) == 1000
+
+
 def test_a_failing_health_check_ends_the_worker_of_a_version_1_server(
     serve: Any, health_check: bytes
 ) -> None:

@@ -18,6 +18,9 @@
 (def- ready 1)
 (def- health-reply 2)
 
+# A health reply's message: a line of the log.
+(def- message-limit 1000)
+
 # A request's buffer beyond this size is given back after the request.
 (def- kept-buffer-limit 1000000)
 
@@ -268,7 +271,8 @@
     (if replies
       (let [[ok err] (protect (health-check))]
         (unless ok (eprintf "poolparty: the health check failed: %v" err))
-        (write-message health-reply (if ok 1 0) (sized (if ok "" (string err)))))
+        (def message (if ok "" (string err)))
+        (write-message health-reply (if ok 1 0) (sized (string/slice message 0 (min message-limit (length message))))))
       (health-check)))
 
   # The request whose handler runs: an error now is one to be answered. The loop runs in one fiber, which an error

@@ -33,6 +33,7 @@ __all__ = ["Headers", "Request", "Response", "serve"]
 READ_SIZE = 65536  # a pipe's usual capacity: one read takes all there is, several requests if they wait
 LARGE_BODY = 16384  # from here on two pieces in one writev beat joining them, which copies the body
 MAX_FRAME_SIZE = 0x7FFFFFFF
+MAX_MESSAGE_SIZE = 1000  # of a health reply: a line of the log
 
 # The tags of the two unions of the protocol.
 HTTP_REQUEST, HEALTH_CHECK_REQUEST = 0, 1
@@ -265,7 +266,9 @@ def _ready(features: Sequence[str]) -> bytes:
 
 
 def _health_reply(ok: bool, message: str) -> bytes:
-    return _sized(bytes((HEALTH_REPLY, ok)) + _string(message))
+    # What the message quotes, a file's name say, may hold what UTF-8 cannot.
+    data = message.encode(errors="backslashreplace")[:MAX_MESSAGE_SIZE]
+    return _sized(bytes((HEALTH_REPLY, ok)) + _varint(len(data)) + data)
 
 
 def _status_and_one_header(status: int, name: str, value: str) -> bytes:
@@ -476,7 +479,7 @@ def _check_health(health_check: Callable[[], object] | None, replies: bool) -> b
         _report("the health check failed")
         if not replies:
             raise SystemExit(1) from None
-        return _health_reply(False, f"{type(error).__name__}: {error}"[:1000])
+        return _health_reply(False, f"{type(error).__name__}: {error}")
     return _health_reply(True, "")
 
 
