@@ -57,6 +57,24 @@ worker_class = "poolparty.GWorker"
 # Idle children kept beyond what the load needed lately.
 # spare_workers = 0
 
+# After how many answers a child is replaced, 0 for never.
+# worker_max_requests = 0
+
+# Up to how many answers more than worker_max_requests each child may give, chosen at its start.
+# worker_max_requests_jitter = 0
+
+# At what age a child is replaced, 0 for never.
+# worker_max_age = "0"
+
+# After how long without a request a child is replaced, 0 for never.
+# worker_idle_timeout = "0"
+
+# Above which resident memory a child is replaced after its request, 0 for never.
+# worker_memory_limit = 0
+
+# Above which resident memory a child is killed at once, 0 for never.
+# worker_memory_kill = 0
+
 # Requests that may be written to one child at once, the one it runs included.
 # pool_prefetch = 4
 

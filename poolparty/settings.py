@@ -105,6 +105,19 @@ def whole_number(low: int, high: int) -> Callable[[object], int]:
     return parse
 
 
+_SIZE = re.compile(r"([0-9]{1,20})([KMGT]?)i?B?", re.IGNORECASE)
+
+
+def parse_size(value: object) -> int:
+    """Bytes, from a number of them or from a string with a unit (powers of 1024): "512M", "2GiB"."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    match = _SIZE.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError("this is no size; give a number of bytes, or one with a unit as in 512M or 2G")
+    return int(match[1]) << 10 * " KMGT".index(match[2].upper() or " ")
+
+
 def parse_command(value: object) -> tuple[str, ...]:
     """A string is split as a shell splits it; a list or tuple is taken as it is."""
     words: list[Any]
@@ -300,6 +313,45 @@ OPTIONS = (
         They catch the next burst without a start's wait. At most max_pool_size.""",
     ),
     Option(
+        "worker_max_requests", 0, whole_number(0, 2**53), "INT",
+        text="""After how many answers a child is replaced, 0 for never.
+
+        A remedy for leaks that nobody can mend. Whatever the limit, a child is replaced while it is idle, one child at
+        a time, and only when its successor is ready (see worker_restart_surge).""",
+    ),
+    Option(
+        "worker_max_requests_jitter", 0, whole_number(0, 2**53), "INT",
+        text="""Up to how many answers more than worker_max_requests each child may give, chosen at its start.
+
+        So that the children of a pool, which started together, are not all due together.""",
+    ),
+    Option(
+        "worker_max_age", "0", parse_duration, "DURATION",
+        text="""At what age a child is replaced, 0 for never.
+
+        Counted from its start. For what goes stale in a process: credentials, time zones, caches.""",
+    ),
+    Option(
+        "worker_idle_timeout", "0", parse_duration, "DURATION",
+        text="""After how long without a request a child is replaced, 0 for never.
+
+        For connections to databases and the like that the other side closes when nothing happens. To have fewer
+        children when there is little to do, see worker_attrition_delay.""",
+    ),
+    Option(
+        "worker_memory_limit", 0, parse_size, "BYTES",
+        text="""Above which resident memory a child is replaced after its request, 0 for never.
+
+        In bytes, or with a unit as in 512M or 2G (powers of 1024). Looked at once a second.""",
+    ),
+    Option(
+        "worker_memory_kill", 0, parse_size, "BYTES",
+        text="""Above which resident memory a child is killed at once, 0 for never.
+
+        Its request is answered 502, or tried on another child if it is a GET or HEAD. The last resort before
+        the kernel chooses a process to kill; set it well above worker_memory_limit.""",
+    ),
+    Option(
         "pool_prefetch", 4, whole_number(1, 64), "INT",
         text="""Requests that may be written to one child at once, the one it runs included.
 
@@ -365,6 +417,12 @@ class Options:
     worker_attrition_delay: float
     worker_restart_surge: int
     spare_workers: int
+    worker_max_requests: int
+    worker_max_requests_jitter: int
+    worker_max_age: float
+    worker_idle_timeout: float
+    worker_memory_limit: int
+    worker_memory_kill: int
     pool_prefetch: int
     response_buffer_size: int
     request_read_timeout: float
@@ -388,6 +446,9 @@ class Options:
             if getattr(options, name) > top:
                 wrong = f"this is more than max_pool_size = {top}; lower the one or raise the other"
                 raise ConfigError(complaint(name, getattr(options, name), wrong))
+        if 0 < options.worker_memory_kill <= options.worker_memory_limit:
+            wrong = f"this has to be more than worker_memory_limit = {options.worker_memory_limit}; raise it"
+            raise ConfigError(complaint("worker_memory_kill", options.worker_memory_kill, wrong))
         return options
 
 

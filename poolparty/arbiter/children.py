@@ -24,7 +24,7 @@ from poolparty.arbiter.environment import child_environment
 from poolparty.arbiter.relay import Stream
 from poolparty.errors import FrameError
 from poolparty.pool.child import State
-from poolparty.pool.policy import Cause
+from poolparty.pool.policy import RECYCLED, Cause
 from poolparty.wire.frames import HEALTH_CHECK, FrameReader, HealthReply, Ready, decode_response
 
 LAUNCHER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "launcher.py")
@@ -308,7 +308,7 @@ def exit_words(status: int) -> dict[str, object]:
     return {"exit_code": os.WEXITSTATUS(status)}
 
 
-EXPECTED = frozenset((Cause.RESTART, Cause.REMOVED, Cause.UNUSED, Cause.STOP))
+EXPECTED = RECYCLED | {Cause.RESTART, Cause.REMOVED, Cause.UNUSED, Cause.STOP}
 """Causes that are no fault of anyone's."""
 
 

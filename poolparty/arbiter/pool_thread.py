@@ -19,6 +19,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import random
 import resource
 import selectors
 import signal
@@ -30,17 +31,17 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from poolparty.arbiter import children
+from poolparty.arbiter import children, sampling
 from poolparty.arbiter.children import EXPECTED, Child, Recipe
 from poolparty.arbiter.control import ControlServer
 from poolparty.arbiter.relay import Relay
 from poolparty.errors import FrameError
 from poolparty.pool import policy
-from poolparty.pool.child import LIVE_STATES, READY_STATES, Event, State, next_state
+from poolparty.pool.child import LIVE_STATES, Event, State, next_state
 from poolparty.pool.policy import Cause, ChildView, Limits, Policy, SeatView
 from poolparty.settings import Options
 from poolparty.stats import report
-from poolparty.stats.scoreboard import ChildWord, Scoreboard, SeatWord
+from poolparty.stats.scoreboard import ChildWord, PoolWord, Scoreboard, SeatWord
 from poolparty.wire import seat as wire
 
 MIN_CHILD_ROWS = 1024
@@ -146,6 +147,7 @@ class PoolThread:
         self.children: dict[int, Child] = {}
         self.seats: dict[int, Seat] = {}
         self.counters = {"spawns": 0, "restarts": 0, "deaths": 0}
+        self.counters |= {ended_by(cause): 0 for cause in Cause}
         self.started_at = time.monotonic()
         self.selector = selectors.DefaultSelector()
         self.control = ControlServer(self, options.ctl_socket, self.log, uids=(cfg.uid,))
@@ -154,6 +156,7 @@ class PoolThread:
         self._on_failure, self._on_ready = on_failure, on_ready
         self._configured = self._proven = self._launched = Recipe.from_cfg(options.pool_cmd, cfg)
         self._file_limit: int | None = None
+        self._memory = sampling.Sampler()
         self._by_pid: dict[int, Child] = {}
         self._free_rows = list(range(rows - 1, -1, -1))
         self._free_seats = list(range(self.scoreboard.seats - 1, -1, -1))
@@ -187,6 +190,10 @@ class PoolThread:
             spare=options.spare_workers,
             surge=options.worker_restart_surge,
             health_check_interval=options.worker_health_check_interval,
+            max_age=options.worker_max_age,
+            idle_timeout=options.worker_idle_timeout,
+            memory_limit=options.worker_memory_limit,
+            memory_kill=options.worker_memory_kill,
         )
 
     # --- called by the main thread -------------------------------------------------------------------------
@@ -351,7 +358,11 @@ class PoolThread:
         wake = _earlier(wake, self._watch_endings(now))
         wake = _earlier(wake, self._watch_seats(now))
         self._retry_at = None
-        decision = self.policy.decide(now, self._child_views(), self._seat_views(now))
+        views = self._child_views(now)
+        decision = self.policy.decide(now, views, self._seat_views(now))
+        self._tell_whether_down(views)
+        if self._measures_memory and self.children:
+            wake = _earlier(wake, now + sampling.SAMPLE_INTERVAL)
         acted = self._act(decision, now)
         self._finish_restarts()
         if acted:
@@ -384,10 +395,24 @@ class PoolThread:
                     acted |= self._end(child, cause)
                 case policy.Check():
                     acted |= self._check(child, now)
+                case policy.Kill(_, cause):
+                    acted |= self._kill_now(child, cause)
         return acted
 
-    def _child_views(self) -> list[ChildView]:
+    @property
+    def _measures_memory(self) -> bool:
+        return bool(self.options.worker_memory_limit or self.options.worker_memory_kill)
+
+    def _tell_whether_down(self, views: list[ChildView]) -> None:
+        """While the children die before they are ready, and none is left that serves, requests are not to wait."""
+        down = self.policy.failures > 1 and not any(view.state in LIVE_STATES for view in views)
+        self.scoreboard.words[self.scoreboard.pool_base + PoolWord.DOWN] = int(down)
+
+    def _child_views(self, now: float) -> list[ChildView]:
         words, times = self.scoreboard.words, self.scoreboard.times
+        usage: dict[int, sampling.Usage] = {}
+        if self._measures_memory:
+            usage = self._memory.sample(list(self._by_pid))
         views = []
         for child in self.children.values():
             base = self.scoreboard.child_base(child.slot)
@@ -404,6 +429,10 @@ class PoolThread:
                     served=answered > 0,
                     last_used=max(ready_at, started),
                     checked=child.checked,
+                    spawned=child.spawned_at,
+                    requests=answered,
+                    max_requests=words[base + ChildWord.MAX_REQUESTS],
+                    rss=usage[child.pid].rss if child.pid in usage else 0,
                 )
             )
         return views
@@ -452,7 +481,9 @@ class PoolThread:
         self._last_child += 1
         slot = self._free_rows.pop()
         self.scoreboard.clear_child(slot)
-        self.scoreboard.words[self.scoreboard.child_base(slot) + ChildWord.PID] = process.popen.pid
+        row = self.scoreboard.child_base(slot)
+        self.scoreboard.words[row + ChildWord.PID] = process.popen.pid
+        self.scoreboard.words[row + ChildWord.MAX_REQUESTS] = self._max_requests()
         child = Child(
             id=self._last_child,
             pid=process.popen.pid,
@@ -480,6 +511,11 @@ class PoolThread:
         child.ask(now)
         self._watch(child)
         return True
+
+    def _max_requests(self) -> int:
+        """After how many requests a new child is replaced: not all of a pool in the same moment."""
+        most = self.options.worker_max_requests
+        return most + random.randint(0, self.options.worker_max_requests_jitter) if most else 0
 
     def _watch(self, child: Child) -> None:
         """Look at fd 3 while the arbiter holds the child."""
@@ -557,7 +593,8 @@ class PoolThread:
         self._unwatch(child)
         self._take_back(child)
         self._move(child, Event.END)
-        child.cause, child.complaint = cause, complaint
+        child.cause = child.cause or cause
+        child.complaint = complaint
         if cause not in EXPECTED:
             self._settle(child, now)
             # Where it is closing its pipes since it is dying, its last words are to come yet: _bury tells them.
@@ -569,6 +606,18 @@ class PoolThread:
             child.signal(signal.SIGCONT)  # a stopped one could not leave
         else:
             self._kill(child)
+        return True
+
+    def _kill_now(self, child: Child, cause: Cause) -> bool:
+        """End a child whoever holds it: its seat sees it die, as it sees any child die."""
+        if child.cause is not None:
+            return False
+        if child.seat is None:
+            self._end(child, cause)
+            self._kill(child)
+        else:
+            child.cause = cause
+            child.signal(signal.SIGKILL)
         return True
 
     def _kill(self, child: Child) -> None:
@@ -632,6 +681,8 @@ class PoolThread:
         by_itself = children.died_by_itself(child, status)
         if by_itself:
             self.counters["deaths"] += 1
+        elif child.cause is not None:
+            self.counters[ended_by(child.cause)] += 1
         level = logging.INFO
         if child.cause not in EXPECTED:
             level = logging.ERROR if child.ready_at is None else logging.WARNING
@@ -873,6 +924,11 @@ def _earlier(one: float | None, other: float | None) -> float | None:
     if one is None or other is None:
         return other if one is None else one
     return min(one, other)
+
+
+def ended_by(cause: Cause) -> str:
+    """The counter of the children that were ended for a cause."""
+    return f"ended_{cause.name.lower()}"
 
 
 def _has_exited(pid: int) -> bool:

@@ -38,6 +38,11 @@ class Cause(enum.Enum):
     RESTART = "restart"
     REMOVED = "removed"
     UNUSED = "unused"
+    MAX_REQUESTS = "max requests"
+    MAX_AGE = "max age"
+    IDLE_TIMEOUT = "idle timeout"
+    MEMORY_LIMIT = "memory limit"
+    MEMORY_KILL = "memory kill"
     STOP = "stop"
     BROKEN = "broken"  # closed a pipe or broke the framing
     REQUEST_TIMEOUT = "request timeout"
@@ -46,9 +51,16 @@ class Cause(enum.Enum):
     LESSEE_DIED = "its HTTP worker died during a request"
 
 
+RECYCLED = frozenset((Cause.MAX_REQUESTS, Cause.MAX_AGE, Cause.IDLE_TIMEOUT, Cause.MEMORY_LIMIT))
+"""Why a child that is well is replaced by a new one, one at a time."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The options that the decisions follow. Sizes are numbers of children, the rest seconds."""
+    """The options that the decisions follow. Sizes are numbers of children, memory bytes, the rest seconds.
+
+    0 is no limit where a child is replaced for its age, its idleness or its memory.
+    """
 
     min_size: int
     max_size: int
@@ -58,6 +70,10 @@ class Limits:
     spare: int
     surge: int
     health_check_interval: float
+    max_age: float = 0.0
+    idle_timeout: float = 0.0
+    memory_limit: int = 0
+    memory_kill: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +88,10 @@ class ChildView:
     served: bool  # it has answered at least one request
     last_used: float  # when its last request began, or when it became ready
     checked: float  # when its last health check was written, or when it became ready
+    spawned: float = 0.0
+    requests: int = 0  # how many it has answered
+    max_requests: int = 0  # after how many it is replaced, 0: never
+    rss: int = 0  # its resident memory in bytes, 0: not known
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +130,15 @@ class Check:
     child: int
 
 
-Action = Lend | Recall | Spawn | End | Check
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """End a child at once, whoever holds it and whatever it runs."""
+
+    child: int
+    cause: Cause
+
+
+Action = Lend | Recall | Spawn | End | Check | Kill
 
 
 @dataclass(slots=True)
@@ -136,6 +164,7 @@ class Policy:
         self.stopping = False
         self.restarting = False
         self.retiring: dict[int, Cause] = {}
+        self.recycling: tuple[int, Cause] | None = None  # it serves on until another one is ready in its place
         self.failures = 0  # consecutive deaths before a first answer
         self._not_before = 0.0  # no child is started before this time
         self._fresh: set[int] = set()  # children that were started since the last failure
@@ -231,6 +260,8 @@ class Policy:
         self._keep(live)
         staying = [child for child in live if child.id not in self.retiring]
         self._restart(staying)
+        self._kill(staying, decision)
+        self._recycle(now, staying, decision)
         self._trim(staying)
         self._shrink(now, staying, decision)
         self._retire(live, decision)
@@ -349,7 +380,7 @@ class Policy:
             new = sum(child.generation == self.generation for child in staying)
             missing = min(self.target + self.limits.surge - processes, self.target - new)
         else:
-            missing = min(missing, self.limits.max_size - len(live))
+            missing = min(missing + self._surge, self.limits.max_size + self._surge - len(live))
         if missing <= 0:
             return
         if now < self._not_before:
@@ -383,10 +414,62 @@ class Policy:
         for child in old[: max(len(old) - keep, 0)]:
             self.retiring[child.id] = Cause.RESTART
 
+    @property
+    def _surge(self) -> int:
+        """How many children beyond the size aimed at a recycling asks for."""
+        return int(self.recycling is not None and self.limits.surge > 0)
+
+    def _kill(self, staying: list[ChildView], decision: Decision) -> None:
+        """End those that have outgrown worker_memory_kill, in the middle of a request if need be."""
+        most = self.limits.memory_kill
+        if most:
+            decision.actions += [Kill(c.id, Cause.MEMORY_KILL) for c in staying if c.rss > most]
+
+    def _recycle(self, now: float, staying: list[ChildView], decision: Decision) -> None:
+        """Replace a child that has reached one of its limits: one at a time, and only once another is ready for it."""
+        staying = [child for child in staying if child.id not in self.retiring]
+        if self.recycling is not None and self.recycling[0] not in [child.id for child in staying]:
+            self.recycling = None
+        if self.restarting:
+            self.recycling = None
+            return
+        if self.recycling is None:
+            if not any(cause in RECYCLED for cause in self.retiring.values()):
+                self.recycling = self._due(now, staying, decision)
+            if self.recycling is None:
+                return
+        leaving, cause = self.recycling
+        others = sum(child.state in READY_STATES and child.id != leaving for child in staying)
+        if others >= self.target or not self.limits.surge:
+            self.retiring[leaving] = cause
+            self.recycling = None
+
+    def _due(self, now: float, staying: list[ChildView], decision: Decision) -> tuple[int, Cause] | None:
+        """The child that is to be replaced next, if any is."""
+        limits = self.limits
+        for child in staying:
+            if child.state not in READY_STATES:
+                continue
+            if child.max_requests and child.requests >= child.max_requests:
+                return child.id, Cause.MAX_REQUESTS
+            if limits.memory_limit and child.rss > limits.memory_limit:
+                return child.id, Cause.MEMORY_LIMIT
+            if limits.max_age:
+                due = child.spawned + limits.max_age
+                if now >= due:
+                    return child.id, Cause.MAX_AGE
+                decision.wake_at(due)
+            if limits.idle_timeout and not child.busy:
+                due = child.last_used + limits.idle_timeout
+                if now >= due:
+                    return child.id, Cause.IDLE_TIMEOUT
+                decision.wake_at(due)
+        return None
+
     def _trim(self, staying: list[ChildView]) -> None:
         """Retire what is beyond the size aimed at: first what boots, then the longest idle, last the busy."""
         staying = [child for child in staying if child.id not in self.retiring]
-        surplus = len(staying) - self.target - (self.limits.surge if self.restarting else 0)
+        surplus = len(staying) - self.target - (self.limits.surge if self.restarting else self._surge)
         staying.sort(key=lambda child: (child.busy, child.state is not State.BOOTING, child.last_used))
         for child in staying[: max(surplus, 0)]:
             self.retiring[child.id] = Cause.REMOVED

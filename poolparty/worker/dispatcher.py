@@ -21,7 +21,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from poolparty.errors import FrameError
-from poolparty.stats.scoreboard import COUNTER_INDEX, ChildWord, Scoreboard, SeatWord
+from poolparty.stats.scoreboard import COUNTER_INDEX, ChildWord, PoolWord, Scoreboard, SeatWord
 from poolparty.wire import seat as messages
 from poolparty.wire.frames import HTTPResponse, ResponseEvent, ResponsePiece, ResponseReader, ResponseStart
 from poolparty.wire.seat import Lend, Reason, Recall, Return, Want
@@ -74,6 +74,7 @@ class Lease:
         "discarding",
         "dispatcher",
         "in_ring",
+        "left",
         "number",
         "outstanding",
         "pid",
@@ -103,6 +104,9 @@ class Lease:
         self.begun = False  # the head of a large response has gone to the client
         self.discarding = False  # a large response that nobody wants any more is read to its end
         base = dispatcher.board.child_base(lend.slot)
+        most = dispatcher.words[base + ChildWord.MAX_REQUESTS]
+        # How many answers until it is given back to be replaced; beyond that it only bridges until it is.
+        self.left = most - dispatcher.words[base + ChildWord.ANSWERED] if most else 0
         self._sent = base + ChildWord.SENT
         self._answered = base + ChildWord.ANSWERED
         self._started = base + ChildWord.STARTED
@@ -273,6 +277,9 @@ class Lease:
         """Count an answer, and start the clock of the request behind it."""
         dispatcher = self.dispatcher
         dispatcher.words[self._answered] += 1
+        self.left -= 1
+        if not self.left:
+            self.recalled = True
         now = monotonic()
         dispatcher.pace.add(now - request.started)
         if self.outstanding:
@@ -367,6 +374,7 @@ class Dispatcher:
         self._base = self.board.seat_base(seat.id)
         self._timer: asyncio.TimerHandle | None = None
         self._want_delay = WANT_DELAY
+        self._pool_down = self.board.pool_base + PoolWord.DOWN
         self._retried = self._base + COUNTER_INDEX["retried"]
         options = server.options
         self.prefetch = options.pool_prefetch
@@ -391,12 +399,17 @@ class Dispatcher:
                 self.give_back(lease, Reason.BROKEN)
             if self.pace.steady and self._run_ahead(request):
                 return True
-        if len(self.queue) >= self._backlog:
+        if len(self.queue) >= self._backlog or self._down:
             return False
         self.queue[request] = None
         if self._timer is None:
             self._wait()
         return True
+
+    @property
+    def _down(self) -> bool:
+        """Whether no child can come: they die before they are ready."""
+        return not self.leases and self.words[self._pool_down] != 0
 
     def _run_ahead(self, request: Request) -> bool:
         """Write a request behind one that runs, on each child in turn."""
@@ -490,9 +503,10 @@ class Dispatcher:
 
     def sweep(self, now: float) -> None:
         """Enforce the time limits: requests that waited too long for a child, children that run for too long."""
+        down = self._down
         while self.queue:
             request = next(iter(self.queue))
-            if now - request.accepted < self._patience:
+            if now - request.accepted < self._patience and not down:
                 break
             self.forget(request)
             if request.connection is not None:

@@ -11,6 +11,7 @@ from poolparty.stats.counters import COUNTERS, OUTCOMES
 from poolparty.stats.scoreboard import (
     CHILD_WORDS,
     COUNTER_INDEX,
+    POOL_WORDS,
     SEAT_WORDS,
     ChildWord,
     Scoreboard,
@@ -26,7 +27,8 @@ def board() -> Scoreboard:
 def test_every_word_of_every_row_has_a_place_of_its_own(board: Scoreboard) -> None:
     seats = [board.seat_base(seat) + word for seat in range(3) for word in range(SEAT_WORDS)]
     children = [board.child_base(slot) + word for slot in range(5) for word in range(CHILD_WORDS)]
-    assert sorted(seats + children) == list(range(len(board.words)))
+    pool = [board.pool_base + word for word in range(POOL_WORDS)]
+    assert sorted(pool + seats + children) == list(range(len(board.words)))
 
 
 @pytest.mark.parametrize("row", [-1, 3, 100])
