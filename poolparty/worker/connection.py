@@ -25,7 +25,14 @@ from poolparty.errors import AnswerError, RequestError
 from poolparty.stats.scoreboard import COUNTER_INDEX
 from poolparty.wire.bare import UINT, encode_string, encode_uint
 from poolparty.wire.frames import ResponseHead, encode_headers
-from poolparty.worker.request import PLAIN_TARGET, Request, build_request, finish_request, not_normal
+from poolparty.worker.request import (
+    PLAIN_TARGET,
+    SMALL_BODY,
+    Request,
+    build_request,
+    finish_request,
+    not_normal,
+)
 from poolparty.worker.response import CLOSE, KEEP_ALIVE, Rendered, head_end, own_response, render
 
 if TYPE_CHECKING:
@@ -41,6 +48,13 @@ once, the kernel would reset it and the client might never see the answer (RFC 9
 
 LINGER_BYTES = 16 * 1024 * 1024
 """Bytes thrown away at most meanwhile."""
+
+SMALL_PART = 4 * 1024
+"""Bytes of a body's piece below which it is joined to the one before."""
+
+CHUNK_OVERHEAD = 16
+"""Bytes of chunk sizes, extensions and trailers allowed for each byte of a body, beyond what a head may have: a chunk
+of a single byte has five."""
 
 WATCHED_SIZE = 32 * 1024
 """Bytes of a response from which on we look whether its client takes it: socket buffers hold the smaller ones."""
@@ -102,6 +116,8 @@ class Connection(asyncio.Protocol):
         "_paused_reading",
         "_paused_writing",
         "_pending",
+        "_received",
+        "_refused_head",
         "_request",
         "_reused",
         "_sent",
@@ -131,18 +147,20 @@ class Connection(asyncio.Protocol):
         self._url = b""
         self._fields: list[tuple[bytes, bytes]] = []
         self._head_size = 0
+        self._received = 0  # bytes that came after the read in which the unfinished request began
         self._begun = False  # some of a request has come, and not all of it
         self._in_body = False
         self._request: tuple[Request, dict[bytes, bytes], bytes] | None = None  # its body is arriving
         self._pending: deque[Request] | None = None
         self._error: RequestError | None = None  # to be answered once what came before it is
+        self._refused_head = False  # it is about a HEAD request
         self._last = False  # no request is read any more
         self._paused_reading = False
         self._paused_writing = False
         self._lease: Lease | None = None  # whose large response is passing through
         self._started_response: Rendered | None = None
         self._sent = 0
-        self._lingered = 0
+        self._lingered = 0  # bytes thrown away; also above 0 if the client does not expect the end
         self._completed: tuple[Request, dict[bytes, bytes], bytes] | None = None  # by the data being parsed
         self._reused = False  # more than one request has come
         self._block = (
@@ -166,19 +184,20 @@ class Connection(asyncio.Protocol):
         self.phase = Phase.CLOSED
         self.server.closed(self)
         request, self.current = self.current, None
-        self._pending = None
         if request is not None:
-            self._abandon(request)
+            self.server.dispatcher.forget(request)
+            if self._lease is not None:
+                self._lease.resume_reading()
+                self._lease = None
+            self._abandon(request, self._sent)
+        while self._pending:
+            self._abandon(self._pending.popleft(), 0)
 
-    def _abandon(self, request: Request) -> None:
+    def _abandon(self, request: Request, sent: int) -> None:
         """The client of a request has left before its answer."""
         request.connection = None
-        self.server.dispatcher.forget(request)
-        if self._lease is not None:
-            self._lease.resume_reading()
-            self._lease = None
         self.server.count(_ABANDONED)
-        self.server.log_access(self, request, 499, self._sent)
+        self.server.log_access(self, request, 499, sent)
 
     def eof_received(self) -> bool:
         """The client will send no more. What a child runs already is still answered; what waits is dropped.
@@ -187,11 +206,13 @@ class Connection(asyncio.Protocol):
         reached a child is worth the answer.
         """
         self._last = True
-        if self.current is None:
-            return bool(self._pending)
-        if self.server.dispatcher.waits(self.current):
-            return False
-        return True  # keep the transport: the answer's end closes it
+        if self.current is not None:
+            # True keeps the transport: the answer's end closes it.
+            return not self.server.dispatcher.waits(self.current)
+        if self._pending:
+            return True
+        self._ending()
+        return False
 
     def pause_writing(self) -> None:
         """More than response_buffer_size is unsent: the child, or the next request, waits for the client."""
@@ -236,20 +257,26 @@ class Connection(asyncio.Protocol):
         self._head_size = self._head_size + len(data) if self._begun else len(data)
         self._completed = None
         alone = not self._begun
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._after_upgrade(data[upgrade.args[0] :])
-            return
-        except httptools.HttpParserError as error:
-            if self._last:
-                self._throw_away(1)  # behind a request that said it was the last
-            else:
-                self._refuse(self._fault(error, data))
-            return
-        if self.current is None:
-            self._still_reading()
-        elif alone and not self._begun and self._completed is not None:
+        while True:
+            try:
+                self._parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                # A request that asked for another protocol is answered in this one: go on behind it.
+                data = data[upgrade.args[0] :]
+                self._parser = httptools.HttpRequestParser(self)
+                self._completed = None
+                if data and not self._last:
+                    continue
+            except httptools.HttpParserError as error:
+                if self._last:
+                    self._throw_away(1)  # behind a request that said it was the last
+                else:
+                    self._refuse(self._fault(error, data))
+                return
+            break
+        if self._begun:
+            self._still_reading(len(data))
+        elif alone and self._completed is not None:
             self._remember(data)
 
     def _remember(self, data: bytes) -> None:
@@ -269,8 +296,7 @@ class Connection(asyncio.Protocol):
             or data.find(b"\r\n\r\n") != len(data) - 4
             or not request.keep_alive
             or request.expects_continue
-            or self._parser.should_upgrade()
-            or not uri.endswith(request.target)
+            or not_normal(request.target)
         ):
             self._reused = True
             self._block = b""
@@ -321,6 +347,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         self._begun = True
+        self._received = -1
 
     def on_url(self, url: bytes) -> None:
         self._url = self._url + url if self._url else url
@@ -345,6 +372,13 @@ class Connection(asyncio.Protocol):
         method = parser.get_method()
         url = self._url
         version = parser.get_http_version()
+        keep_alive = parser.should_keep_alive()
+        if server.draining or not server.keepalive:
+            if self._last:
+                raise RequestError(400, "the request stands behind the last one")
+            if keep_alive:
+                keep_alive = False
+                self._lingered += 1
         if len(method) + len(url) + 10 > server.limit_request_line:
             raise RequestError(414, "the request line is too long")
         built = build_request(
@@ -354,7 +388,7 @@ class Connection(asyncio.Protocol):
             url,
             version,
             fields,
-            parser.should_keep_alive() and not server.draining,
+            keep_alive,
         )
         self._request = built
         self._in_body = True
@@ -371,7 +405,7 @@ class Connection(asyncio.Protocol):
             raise RequestError(400, "a request that asks for an upgrade may have no body here")
         if length > server.max_body:
             raise RequestError(413, f"the body is larger than {server.max_body} bytes")
-        if (length or chunked) and built[0].expects_continue and self.current is None:
+        if (length or chunked) and built[0].expects_continue and self.current is None and not self._pending:
             # Behind another request it waits: its client sends the body anyhow after a while (RFC 9110, 10.1.1).
             self.transport.write(CONTINUE)
 
@@ -382,7 +416,16 @@ class Connection(asyncio.Protocol):
         request.body_size += len(body)
         if request.body_size > self.server.max_body:
             raise RequestError(413, f"the body is larger than {self.server.max_body} bytes")
-        request.body.append(body)
+        parts = request.body
+        if parts and len(body) < SMALL_PART:
+            # Kept one by one, chunks of a few bytes would take many times the memory that the body may have.
+            part = parts[-1]
+            if isinstance(part, bytearray) and len(part) < SMALL_BODY:
+                part += body
+            else:
+                parts.append(bytearray(body))
+        else:
+            parts.append(body)
 
     def on_message_complete(self) -> None:
         if self._request is None:
@@ -408,13 +451,6 @@ class Connection(asyncio.Protocol):
         if len(self._pending) >= MAX_PIPELINED:
             self._pause_reading()
 
-    def _after_upgrade(self, rest: bytes) -> None:
-        """A request that asked for another protocol was answered in this one: go on behind it."""
-        if not self._last:
-            self._parser = httptools.HttpRequestParser(self)
-            if rest:
-                self.data_received(rest)
-
     def _fault(self, error: httptools.HttpParserError, data: bytes) -> RequestError:
         """What to answer to what the parser, or one of our callbacks in it, refused."""
         cause = error.__context__
@@ -429,12 +465,21 @@ class Connection(asyncio.Protocol):
             return RequestError(501, "the only transfer coding served here is chunked, once")
         return RequestError(400, f"the request is malformed: {error}")
 
-    def _still_reading(self) -> None:
-        """Data came and no request is complete: see that it comes to an end."""
+    def _still_reading(self, size: int) -> None:
+        """Data came and the request it belongs to is not complete: see that it comes to an end.
+
+        The last `size` bytes count from the second read on: where in the first one it began is not known.
+        """
         server = self.server
-        if not self._in_body and self._head_size > server.head_limit:
-            self._refuse(RequestError(431, "the request's head is too large"))
-        elif self.phase is Phase.IDLE:
+        self._received = 0 if self._received < 0 else self._received + size
+        if self._received > server.head_limit:
+            if self._request is None:
+                self._refuse(RequestError(431, "the request's head is too large"))
+                return
+            if self._received - server.head_limit > CHUNK_OVERHEAD * self._request[0].body_size:
+                self._refuse(RequestError(400, "the request's chunks carry too much besides their data"))
+                return
+        if self.phase is Phase.IDLE:
             self.phase = Phase.READING
             self.deadline = monotonic() + server.read_timeout
 
@@ -451,15 +496,19 @@ class Connection(asyncio.Protocol):
         """Answer an error once what came before it is answered, read nothing more, and close."""
         self._last = True
         self._error = error
-        self._request = None
-        if self.current is None:
+        if self._request is not None:
+            self._refused_head = self._request[0].is_head
+            self._request = None
+        else:
+            self._refused_head = bool(self._url) and self._parser.get_method() == b"HEAD"
+        if self.current is None and not self._pending:
             self._answer_error()
 
     def _answer_error(self) -> None:
         error, self._error = self._error, None
         assert error is not None
         server = self.server
-        data = own_response(error.status, str(error), server.date, False, CLOSE)
+        data = own_response(error.status, str(error), server.date, self._refused_head, CLOSE)
         self.transport.write(data)
         server.count(_REJECTED)
         server.add(_BYTES_SENT, len(data))
@@ -468,28 +517,42 @@ class Connection(asyncio.Protocol):
 
     def _linger(self) -> None:
         """Half-close, and read on for a while, so that the client sees the answer before the end."""
-        self.phase = Phase.LINGERING
-        self.deadline = monotonic() + LINGER_TIME
-        self._last = True
+        self._ending()
         self._resume_reading()
         if self.transport.can_write_eof():
             self.transport.write_eof()
         else:
             self.transport.close()
 
+    def _ending(self) -> None:
+        self._last = True
+        self.phase = Phase.LINGERING
+        self.deadline = monotonic() + LINGER_TIME
+
+    def close(self) -> None:
+        """Close once all is sent; a client that does not take it is cut off by the sweep."""
+        self._ending()
+        self.transport.close()
+
     def _throw_away(self, size: int) -> None:
         self._lingered += size
-        if self._lingered > LINGER_BYTES:
+        if self.phase is not Phase.LINGERING:
+            self._pause_reading()  # the answers come first: cut off for what follows, they would be lost
+        elif self._lingered > LINGER_BYTES:
             self.transport.abort()
 
     def timed_out(self, now: float) -> None:
         """The deadline has passed: called by the server's sweep."""
         if self.phase is Phase.READING:
             self._refuse(RequestError(408, "the request did not arrive in time"))
-        elif self.phase is Phase.LINGERING or self.transport.get_write_buffer_size():
+        elif self.transport.get_write_buffer_size():
+            # Its time runs from when the client has taken its answer. Until then, request_write_timeout does.
+            self.deadline = now + (LINGER_TIME if self.phase is Phase.LINGERING else self.server.keepalive)
+            self.server.watch_flushing(self)
+        elif self.phase is Phase.LINGERING:
             self.transport.abort()
         else:
-            self.transport.close()
+            self.close()
 
     def flushed(self) -> int:
         """A number that changes whenever the client has taken some of what is unsent."""
@@ -511,8 +574,7 @@ class Connection(asyncio.Protocol):
         if request.keep_alive and not rendered.close and not server.draining:
             connection = b"" if request.version == "1.1" else KEEP_ALIVE
         else:
-            request.keep_alive = False
-            connection = CLOSE
+            connection = self._connection_field(request, True)
         if rendered.typed and not rendered.dated and not rendered.bodiless and not request.is_head:
             length = b"Content-Length: %d\r\n\r\n" % size
             data = b"".join((rendered.start, server.date, connection, length, body))
@@ -536,9 +598,7 @@ class Connection(asyncio.Protocol):
         except AnswerError as error:
             self.unusable(request, error)
             return False
-        if rendered.close or server.draining:
-            request.keep_alive = False
-        connection = CLOSE if not request.keep_alive else b"" if request.version == "1.1" else KEEP_ALIVE
+        connection = self._connection_field(request, rendered.close or server.draining)
         data = rendered.start + head_end(rendered, size, request.is_head, server.date, connection)
         self._started_response = rendered
         self._sent = len(data)
@@ -552,12 +612,14 @@ class Connection(asyncio.Protocol):
         """Send the next bytes of a large response's body."""
         rendered = self._started_response
         assert rendered is not None
+        if last:
+            self._lease = None  # writing may call pause_writing, and what the child runs next is not ours
         if not (request.is_head or rendered.bodiless):
             self.transport.write(data)
             self._sent += len(data)
         if last:
             sent = self._sent
-            self._lease = self._started_response = None
+            self._started_response = None
             self._sent = 0
             self.server.count(_ANSWERED)
             self.server.add(_BYTES_SENT, sent)
@@ -588,9 +650,7 @@ class Connection(asyncio.Protocol):
     def fail(self, request: Request, status: int) -> None:
         """Answer a request that the pool could not: 502, 503 or 504."""
         server = self.server
-        if server.draining:
-            request.keep_alive = False
-        connection = CLOSE if not request.keep_alive else b"" if request.version == "1.1" else KEEP_ALIVE
+        connection = self._connection_field(request, server.draining)
         data = own_response(status, SENTENCES[status], server.date, request.is_head, connection)
         self.transport.write(data)
         server.count(_OUTCOME[status])
@@ -598,8 +658,17 @@ class Connection(asyncio.Protocol):
         server.log_access(self, request, status, len(data))
         self._finished(request, len(data))
 
+    def _connection_field(self, request: Request, close: bool) -> bytes:
+        """An answer's Connection field. close: end the connection with it, unless another answer is due behind it."""
+        if close and request.keep_alive and not self._pending and self._error is None:
+            request.keep_alive = False
+            self._last = True
+            self._lingered += 1
+        return CLOSE if not request.keep_alive else b"" if request.version == "1.1" else KEEP_ALIVE
+
     def _finished(self, request: Request, size: int) -> None:
         """A response is complete, at least in the transport's buffer: go on with the next request."""
+        request.connection = None  # whatever becomes of its child: it has had its one answer
         if size > WATCHED_SIZE:
             self.server.watch_flushing(self)
         self.current = None
@@ -607,14 +676,10 @@ class Connection(asyncio.Protocol):
             self._next()
         elif self._error is not None:
             self._answer_error()
-        elif not request.keep_alive:
-            # A client that did not ask for the end may be sending its next request just now.
-            if self._last and not self._lingered:
-                self.transport.close()
-            else:
-                self._linger()
+        elif self._lingered:
+            self._linger()
         elif self._last:
-            self.transport.close()
+            self.close()
         elif self._begun:
             self._next_is_arriving()
         else:
@@ -624,7 +689,9 @@ class Connection(asyncio.Protocol):
     def _next(self) -> None:
         """Go on with the next pipelined request, unless the client does not read its answers."""
         if self._pending and not self._paused_writing:
-            self._submit(self._pending.popleft())
+            request = self._pending.popleft()
+            request.accepted = monotonic()  # from here on it waits for a child, and not for the answer before it
+            self._submit(request)
             self._resume_reading()
 
     def _next_is_arriving(self) -> None:

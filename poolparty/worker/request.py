@@ -66,7 +66,7 @@ class Request:
     )
 
     connection: Connection | None
-    body: list[bytes]
+    body: list[bytes | bytearray]
     accepted: float  # seconds, time.monotonic(): when it had arrived whole
     started: float
 

@@ -128,10 +128,10 @@ class Server:
         self.count(COUNTER_INDEX["connections_dropped"])
         idle = [connection for connection in self.connections if connection.phase is Phase.IDLE]
         if idle:
-            min(idle, key=lambda connection: connection.deadline).transport.close()
+            min(idle, key=lambda connection: connection.deadline).close()
         else:
             newcomer.transport.write(own_response(503, "too many connections", self.date, False, CLOSE))
-            newcomer.transport.close()
+            newcomer.close()
 
     def closed(self, connection: Connection) -> None:
         """A connection has ended."""
@@ -141,7 +141,8 @@ class Server:
 
     def watch_flushing(self, connection: Connection) -> None:
         """See that a client takes what is unsent: request_write_timeout without any of it taken ends the connection."""
-        self._flushing[connection] = monotonic() + self.write_timeout, connection.flushed()
+        if connection not in self._flushing:
+            self._flushing[connection] = monotonic() + self.write_timeout, connection.flushed()
 
     # --- time ----------------------------------------------------------------------------------------------
 
@@ -159,14 +160,14 @@ class Server:
                 connection.timed_out(now)
         if now >= self._drain_deadline:
             for connection in [c for c in self.connections if c.phase is Phase.IDLE]:
-                connection.transport.close()
+                connection.close()
 
     def _sweep_flushing(self, now: float) -> None:
         for connection, (deadline, flushed) in list(self._flushing.items()):
             if not connection.transport.get_write_buffer_size():
                 del self._flushing[connection]
             elif connection.flushed() != flushed:
-                self.watch_flushing(connection)
+                self._flushing[connection] = now + self.write_timeout, connection.flushed()
             elif now >= deadline:
                 self.log.info('msg="response write timed out" client="%s"', connection.address)
                 connection.transport.abort()
