@@ -1,12 +1,14 @@
-"""PoolArbiter: gunicorn's arbiter with a pool of children beside its HTTP workers. Runs in the master's main thread.
+"""PoolArbiter: gunicorn's arbiter with a pool of children beside its HTTP workers. Runs in the master's main
+thread.
 
 Each method here either gives the pool its part in something (start, forks, reaping, reload, stop) or mends
-what gunicorn 27.0.1 does in a way that would end or stall a server: a reload with a broken configuration exits, and waits
-up to graceful_timeout on this thread; a fork that fails with EAGAIN exits; an HTTP worker that does not boot stops
-everything however long the server has run; a draining worker is counted as one that serves.
+what gunicorn 27.0.1 does in a way that would end or stall a server: a reload with a broken configuration
+exits, and waits up to graceful_timeout on this thread; a fork that fails with EAGAIN exits; an HTTP worker
+that does not boot stops everything however long the server has run; a draining worker is counted as one that
+serves.
 
-With the `poolparty` command it is a PoolArbiter from the start. With stock gunicorn GWorker.check_config calls
-`check_config` here, which has the hook `when_ready` turn the instance into one, before the first fork.
+With the `poolparty` command it is a PoolArbiter from the start. With stock gunicorn GWorker.check_config
+calls `check_config` here, which has the hook `when_ready` turn the instance into one, before the first fork.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ QUICK_STOP = 2.0
 
 
 def check_config(cfg: Config, log: Any) -> None:
-    """For GWorker.check_config: in the master, before the arbiter is ready. Exits the start with one sentence."""
+    """For GWorker.check_config: in the master, before the arbiter is ready. Exits the start with one
+    sentence."""
     try:
         Options.from_cfg(cfg)
     except ConfigError as error:
@@ -81,6 +84,12 @@ class PoolArbiter(Arbiter):
     """The pool is made by claim_pool, since __init__ runs for a part of the instances only."""
 
     pool: PoolThread
+    # gunicorn's, said here for mypy.
+    LISTENERS: list[Any]
+    pidfile: Pidfile | None
+    reexec_pid: int
+    master_pid: int
+    _last_logged_active_worker_count: int | None
 
     # --- start ---------------------------------------------------------------------------------------------
 
@@ -99,13 +108,14 @@ class PoolArbiter(Arbiter):
         self.quick = False
         self.ready_told = True
         self.title = ""
-        self.pool.claim()
+        self.pool.claim(takeover="GUNICORN_PID" in os.environ)
 
     def start_pool(self) -> None:
         self.pool.start()
 
     def start(self) -> None:
-        """As gunicorn's, but ready is told when a child is, and the control socket's path is taken before all else."""
+        """As gunicorn's, but ready is told when a child is, and the control socket's path is taken before all
+        else."""
         try:
             self.claim_pool()
         except ConfigError as error:
@@ -167,6 +177,8 @@ class PoolArbiter(Arbiter):
     def spawn_workers(self) -> None:
         if time.monotonic() < self.not_before:
             return
+        if self.master_pid and not self.pool.ready:
+            return  # an upgrade: the old server answers until there is a child that could
         for _ in range(self.num_workers - len(self.serving())):
             if self.spawn_worker() is None:
                 break
@@ -184,7 +196,8 @@ class PoolArbiter(Arbiter):
         return delay
 
     def manage_workers(self) -> None:
-        """Keep num_workers of them beside those that drain; after a reload the old ones stay until the new ones serve."""
+        """Keep num_workers of them beside those that drain; after a reload the old ones stay until the new
+        ones serve."""
         if len(self.serving()) < self.num_workers:
             self.spawn_workers()
         serving = self.serving()
@@ -200,21 +213,40 @@ class PoolArbiter(Arbiter):
             if pid not in self.draining:
                 self.draining[pid] = now
                 self.kill_worker(pid, signal.SIGTERM)
-        for pid, since in self.draining.items():
+        for pid, since in list(self.draining.items()):
             if now > since + self.cfg.graceful_timeout + DRAIN_MARGIN:
                 self.kill_worker(pid, signal.SIGKILL)
+        self.tell_metrics()
+
+    def tell_metrics(self) -> None:
+        """gunicorn's own gauges, for statsd."""
+        count = len(self.serving())
+        if count != self._last_logged_active_worker_count:
+            self._last_logged_active_worker_count = count
+            self.log.debug(
+                f"{count} workers", extra={"metric": "gunicorn.workers", "value": count, "mtype": "gauge"}
+            )
+        if self.cfg.enable_backlog_metric:
+            backlog = sum(listener.get_backlog() or 0 for listener in self.LISTENERS)
+            self.log.debug(
+                f"socket backlog: {backlog}",
+                extra={"metric": "gunicorn.backlog", "value": backlog, "mtype": "histogram"},
+            )
 
     def kill_worker(self, pid: int, sig: int) -> None:
-        """A process that is gone stays on the books until it is reaped, which is the one place that ends a worker."""
+        """One that has ended can still be signalled until it is reaped."""
         try:
             os.kill(pid, sig)
         except ProcessLookupError:
+            if pid in self.WORKERS:
+                self.worker_ended(pid, 0)  # somebody's hook has waited for it
             return
         if sig in (signal.SIGTERM, signal.SIGKILL):
             self._stats["workers_killed"] += 1
 
     def reap_workers(self) -> None:
-        """Take each process that has ended to its one home: the pool, or ours. Nobody else waits for any process."""
+        """Take each process that has ended to its one home: the pool, or ours. Nobody else waits for any
+        process."""
         while True:
             with self.pool.lock:
                 try:
@@ -233,6 +265,8 @@ class PoolArbiter(Arbiter):
         """A process that is no child of the pool has been reaped."""
         if pid == self.reexec_pid:
             self.reexec_pid = 0
+            if not self.stopping:
+                self.take_control_back()
             return
         if pid == self.dirty_arbiter_pid:
             self.handle_dirty_arbiter_exit(pid, status)
@@ -256,6 +290,13 @@ class PoolArbiter(Arbiter):
         if not self.served and code == self.APP_LOAD_ERROR:
             raise HaltServer("App failed to load.", self.APP_LOAD_ERROR)
         self.log.error("An HTTP worker did not boot; next try in %g s", self.delay_spawning())
+
+    def take_control_back(self) -> None:
+        """The server of an upgrade has ended: its control socket is gone, and ours is to be found again."""
+        try:
+            self.pool.claim(takeover=True)
+        except ConfigError as error:
+            self.log.error("The control socket is lost after an upgrade that failed: %s", error)
 
     def log_worker_exit(self, pid: int, status: int) -> None:
         """In gunicorn's words, which people search for."""
@@ -281,7 +322,8 @@ class PoolArbiter(Arbiter):
         raise StopIteration
 
     def handle_winch(self) -> None:
-        """Drain the HTTP workers, as in an upgrade; gunicorn does so only when daemonised, to spare resized terminals."""
+        """Drain the HTTP workers, as in an upgrade; gunicorn does so only when daemonised, to spare resized
+        terminals."""
         if not self.cfg.daemon and os.isatty(sys.stdin.fileno() if sys.stdin is not None else -1):
             self.log.debug("SIGWINCH ignored: it is a terminal's")
             return
@@ -292,7 +334,8 @@ class PoolArbiter(Arbiter):
     # --- reload --------------------------------------------------------------------------------------------
 
     def reload(self) -> None:
-        """Load the new configuration first and keep the old one on any error; then replace HTTP workers and children.
+        """Load the new configuration first and keep the old one on any error; then replace HTTP workers and
+        children.
 
         Nothing is waited for: manage_workers ends the old HTTP workers once the new ones serve.
         """
@@ -314,19 +357,27 @@ class PoolArbiter(Arbiter):
         if listeners != self.LISTENERS:
             self.LISTENERS = listeners
             self.log.info("Listening at: %s", ",".join(str(listener) for listener in listeners))
-        self.cfg.on_reload(self)
-        if self.pidfile is not None:
-            self.pidfile.unlink()
-            self.pidfile = None
-        if self.cfg.pidfile is not None:
-            self.pidfile = Pidfile(self.cfg.pidfile)
-            self.pidfile.create(self.pid)
+        try:
+            self.cfg.on_reload(self)
+            self.renew_pidfile()
+        except Exception:
+            self.log.exception("The reload goes on without what failed here")
         self.stale_age = self.worker_age
         self.boot_failures, self.not_before = 0, 0.0
         if options.ctl_socket != self.pool.options.ctl_socket:
             self.log.warning("ctl_socket stays what it was at the start; restart the server to change it")
         self.pool.reload(options, self.cfg, self.reloaded)
         self.manage_workers()
+
+    def renew_pidfile(self) -> None:
+        """The configuration may name another one."""
+        if self.pidfile is not None:
+            self.pidfile.unlink()
+            self.pidfile = None
+        if self.cfg.pidfile is not None:
+            pidfile = Pidfile(self.cfg.pidfile)
+            pidfile.create(self.pid)
+            self.pidfile = pidfile
 
     def reloaded(self, error: str | None) -> None:
         """Called in the pool thread when the children are replaced, or not."""
@@ -336,7 +387,8 @@ class PoolArbiter(Arbiter):
             self.pool.log.error("The workers stay those of the old configuration: %s", error)
 
     def load_config(self) -> Options | None:
-        """Read the configuration anew into self.app.cfg, from where the server was started. None: it cannot be used."""
+        """Read the configuration anew into self.app.cfg, from where the server was started. None: it cannot
+        be used."""
         try:
             os.chdir(self.START_CTX["cwd"])
         except OSError:
@@ -346,21 +398,25 @@ class PoolArbiter(Arbiter):
             self.app.load_config()
             self.app.cfg.validate()
             if not serves_a_pool(self.app.cfg):
-                raise ConfigError(f"worker_class = {self.app.cfg.worker_class_str}: only a restart can change it.")
+                raise ConfigError(
+                    f"worker_class = {self.app.cfg.worker_class_str}: only a restart can change it."
+                )
             return Options.from_cfg(self.app.cfg)
         except SystemExit:
             # Whoever exits has said why on standard error.
             self.log.error("The new configuration cannot be read; the server goes on with the old one")
         except Exception as error:
-            self.log.error("The new configuration cannot be used; the server goes on with the old one: %s", error)
+            self.log.error(
+                "The new configuration cannot be used; the server goes on with the old one: %s", error
+            )
         return None
 
     def new_listeners(self, old_cfg: Config) -> list[Any] | None:
         """The sockets of self.app.cfg, those that stay taken over. None: one of them cannot be had."""
         cfg = self.app.cfg
-        if cfg.address == old_cfg.address:
-            return self.LISTENERS
-        stay = dict(zip(old_cfg.address, self.LISTENERS, strict=False))
+        if cfg.address == old_cfg.address or cfg.reuse_port:
+            return list(self.LISTENERS)
+        stay = {listener.cfg_addr: listener for listener in self.LISTENERS}
         opened = []
         listeners = []
         try:
@@ -373,7 +429,9 @@ class PoolArbiter(Arbiter):
         except (Exception, SystemExit) as error:
             for listener in opened:
                 listener.close()
-            self.log.error("The new addresses cannot be served; the server goes on with the old ones: %s", error)
+            self.log.error(
+                "The new addresses cannot be served; the server goes on with the old ones: %s", error
+            )
             return None
         return listeners
 
@@ -384,7 +442,8 @@ class PoolArbiter(Arbiter):
         raise StopIteration
 
     def stop(self, graceful: bool = True) -> None:
-        """HTTP workers first, which need the children for what they run, then the children. SIGINT or SIGQUIT hurries."""
+        """HTTP workers first, which need the children for what they run, then the children. SIGINT or SIGQUIT
+        hurries."""
         unlink = self.reexec_pid == self.master_pid == 0 and not self.systemd and not self.cfg.reuse_port
         sock.close_sockets(self.LISTENERS, unlink)
         self.LISTENERS = []
@@ -431,7 +490,8 @@ class PoolArbiter(Arbiter):
 
 
 class _Restored:
-    """Puts environment, working directory and app.cfg back at the end of the block unless `keep` was called."""
+    """Puts environment, working directory and app.cfg back at the end of the block unless `keep` was
+    called."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -479,5 +539,3 @@ def _set_title(title: str) -> None:
     except ImportError:
         return
     setproctitle(title)
-
-

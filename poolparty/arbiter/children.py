@@ -1,11 +1,13 @@
-"""A child as the operating system knows it: starting it, hearing whether it is ready, signalling and reaping it.
+"""A child as the operating system knows it: starting it, hearing whether it is ready, signalling and reaping
+it.
 
-Runs in the arbiter's pool thread, under its lock; a child must be started there, because its parent-death signal
-follows the thread that forked it. What happens next to a child is decided elsewhere (pool_thread.py, pool/policy.py).
+Runs in the arbiter's pool thread, under its lock; a child must be started there, because its parent-death
+signal follows the thread that forked it. What happens next to a child is decided elsewhere (pool_thread.py,
+pool/policy.py).
 
 The arbiter keeps its ends of all three pipes as long as the child lives: stdin's and fd 3's, of which an HTTP
-worker gets copies, and the output's, which belongs to the relay. Its ends are non-blocking, the child's are not: the two
-ends of a pipe are two open files.
+worker gets copies, and the output's, which belongs to the relay. Its ends are non-blocking, the child's are
+not: the two ends of a pipe are two open files.
 """
 
 from __future__ import annotations
@@ -23,14 +25,15 @@ from typing import Any
 from poolparty.arbiter.environment import child_environment
 from poolparty.arbiter.relay import Stream
 from poolparty.errors import FrameError
-from poolparty.pool.child import State
+from poolparty.pool.child import Event, State, next_state
 from poolparty.pool.policy import RECYCLED, Cause
 from poolparty.wire.frames import HEALTH_CHECK, FrameReader, HealthReply, Ready, decode_response
 
 LAUNCHER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "launcher.py")
 
 MAX_HANDSHAKE = 64 * 1024
-"""Bytes of a frame that a child may send while the arbiter holds it: names of features, a health check's message."""
+"""Bytes of a frame that a child may send while the arbiter holds it: names of features, a health check's
+message."""
 
 HEALTH_REPLY_FEATURE = "health-reply"
 
@@ -49,12 +52,14 @@ class Recipe:
 
     @classmethod
     def from_cfg(cls, command: tuple[str, ...], cfg: Any) -> Recipe:
-        """As gunicorn's settings have it now; symbolic links in chdir are followed here, once for all its children."""
+        """As gunicorn's settings have it now; symbolic links in chdir are followed here, once for all its
+        children."""
         uid = cfg.uid if cfg.uid != os.geteuid() else None
         gid = cfg.gid if cfg.gid != os.getegid() else None
         groups: tuple[int, ...] | None = None
         if uid is not None:
-            # gunicorn leaves its HTTP workers root's supplementary groups; a program of somebody else's gets none.
+            # gunicorn leaves its HTTP workers root's supplementary groups; a program of somebody else's gets
+            # none.
             gid = cfg.gid
             groups = (cfg.gid,)
             if cfg.initgroups:
@@ -69,7 +74,8 @@ class Recipe:
             uid,
             gid,
             groups,
-            # gunicorn's default of 0 is for its own files; for a child it would mean files that anyone may write.
+            # gunicorn's default of 0 is for its own files; for a child it would mean files that anyone may
+            # write.
             cfg.umask or -1,
         )
 
@@ -107,10 +113,15 @@ class Child:
     reader: FrameReader = field(default_factory=lambda: FrameReader(MAX_HANDSHAKE))
     replied: bool = False  # to the last health check
 
+    def move(self, event: Event) -> None:
+        """Go on in its life. ValueError: it cannot, which is a bug."""
+        self.state = next_state(self.state, event)
+
     # --- while the arbiter holds it ------------------------------------------------------------------------
 
     def ask(self, now: float) -> bool:
-        """Write a HealthCheckRequest: whether all of it went in, as it does where no other request is unread."""
+        """Write a HealthCheckRequest: whether all of it went in, as it does where no other request is
+        unread."""
         self.replied = False
         self.checked = now
         try:
@@ -176,7 +187,8 @@ class Child:
             return True
 
     def reap(self) -> int:
-        """End what is left of its group, then take its exit status (as os.waitpid gives it). It must have exited.
+        """End what is left of its group, then take its exit status (as os.waitpid gives it). It must have
+        exited.
 
         The other order would signal a group whose number may be another's by then.
         """
@@ -224,7 +236,8 @@ class Process:
 def start(recipe: Recipe, file_limit: int | None) -> Process:
     """Start a process of a recipe. file_limit: the soft limit of open files it gets, None: as ours.
 
-    OSError: there are no more processes or descriptors, or the user may not be changed; nothing is left behind.
+    OSError: there are no more processes or descriptors, or the user may not be changed; nothing is left
+    behind.
     """
     fds: list[int] = []
     try:
@@ -279,7 +292,8 @@ def _bytes_unread(pipe: int) -> int:
     return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
-# --- obituaries: the one place that puts a child's life and death into words -------------------------------------
+# --- obituaries: the one place that puts a child's life and death into words
+# -------------------------------------
 
 
 def logfmt(message: str, **values: object) -> str:
@@ -313,7 +327,8 @@ EXPECTED = RECYCLED | {Cause.RESTART, Cause.REMOVED, Cause.UNUSED, Cause.STOP}
 
 
 def died_by_itself(child: Child, status: int) -> bool:
-    """Whether nobody told it to leave, or it was leaving anyway when it was told since its pipe had closed."""
+    """Whether nobody told it to leave, or it was leaving anyway when it was told since its pipe had
+    closed."""
     if child.cause is None:
         return True
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else None

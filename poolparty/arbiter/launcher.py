@@ -4,12 +4,13 @@
 
 Standard input, output and error are in place already. FD3 becomes descriptor 3, nothing stays open above it;
 NOFILE is the soft limit of open files to give back, LC_CTYPE the value the environment had before this
-interpreter's locale coercion changed it (none, if "-"), USER, GROUP and GROUPS (with commas between) whose process it
-becomes; "-" leaves what is. Popen could change the user too, but then before it has started this
-interpreter, which that user may not be allowed to: a virtual environment in /root. A Popen(preexec_fn=…) would do
-all this inside a copy of the arbiter, with its threads' locks as they happen to be.
+interpreter's locale coercion changed it (none, if "-"), USER, GROUP and GROUPS (with commas between) whose
+process it becomes; "-" leaves what is. Popen could change the user too, but then before it has started this
+interpreter, which that user may not be allowed to: a virtual environment in /root. A Popen(preexec_fn=…)
+would do all this inside a copy of the arbiter, with its threads' locks as they happen to be.
 
-Each start of a child pays for it, so it imports built-in modules only: 1 ms beyond the 9 ms of an empty `python -I -S`.
+Each start of a child pays for it, so it imports built-in modules only: 1 ms beyond the 9 ms of an empty
+`python -I -S`.
 """
 
 import os
@@ -79,7 +80,8 @@ def restore_signals():
 
 
 def find_prctl():
-    """Linux has it; elsewhere, and in an interpreter without ctypes, the seats end the children of a dead arbiter."""
+    """Linux has it; elsewhere, and in an interpreter without ctypes, the seats end the children of a dead
+    arbiter."""
     if sys.platform.startswith("linux"):
         try:
             import _ctypes  # the ctypes package on top of it costs 4 ms
@@ -98,11 +100,14 @@ def find_prctl():
 
 
 def execute(command):
-    """As os.execvp, which imports a module in between, when the user we have become may not read it any more."""
+    """As os.execvp, which imports a module in between, when the user we have become may not read it any
+    more."""
     program = os.fsencode(command[0])
     paths = [program]
     if b"/" not in program:
-        paths = [os.path.join(place, program) for place in os.environb.get(b"PATH", b"/bin:/usr/bin").split(b":")]
+        paths = [
+            os.path.join(place, program) for place in os.environb.get(b"PATH", b"/bin:/usr/bin").split(b":")
+        ]
     found = None
     for path in paths:
         try:

@@ -1,17 +1,17 @@
 """The pool thread: owns the children, the seats, the policy and the control socket. Runs in the arbiter.
 
-One thread, one select loop, one lock. A turn of the loop: wait in select without the lock; take it; call whoever has
-something to read; look after what depends on the time; ask the policy and do what it says. Nothing in a turn waits:
-log lines go through the relay, all descriptors are non-blocking, and starting a child takes about a millisecond.
+One thread, one select loop, one lock. A turn of the loop: wait in select without the lock; take it; call
+whoever has something to read; look after what depends on the time; ask the policy and do what it says.
+Nothing in a turn waits: log lines go through the relay, all descriptors are non-blocking, and starting a
+child takes about a millisecond.
 
-The main thread enters, under the same lock, to open a seat before a fork, to hand over processes it has reaped, to
-reload and to stop. Its forks take the lock, so that a new HTTP worker never finds the pool in the middle of a change; what
-that worker has of the pool is a copy of its memory and of its descriptors, which Seat.enter_worker closes.
+The main thread enters, under the same lock, to open a seat before a fork, to hand over processes it has
+reaped, to reload and to stop. Its forks take the lock, so that a new HTTP worker never finds the pool in the
+middle of a change; what that worker has of the pool is a copy of its memory and of its descriptors, which
+Seat.enter_worker closes.
 
-What always holds: a child is with the arbiter or with exactly one seat. It changes hands by LEND, by RETURN, or by
-the end of the seat's process; a seat that has closed its channel keeps its children and its row until that process is known
-to be dead. A row of a child that died while lent is not used again before its seat has given the lease back, since the
-seat may still write there.
+Who holds which child is in seats.py, a child's process in children.py, its output in relay.py, all decisions
+in pool/policy.py.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import random
 import resource
 import selectors
 import signal
-import socket
 import threading
 import time
 import traceback
@@ -35,98 +34,43 @@ from poolparty.arbiter import children, sampling
 from poolparty.arbiter.children import EXPECTED, Child, Recipe
 from poolparty.arbiter.control import ControlServer
 from poolparty.arbiter.relay import Relay
+from poolparty.arbiter.seats import ENDING_SIGNALS, RETRY, Lending, Seat, earlier
 from poolparty.errors import FrameError
 from poolparty.pool import policy
-from poolparty.pool.child import LIVE_STATES, Event, State, next_state
-from poolparty.pool.policy import Cause, ChildView, Limits, Policy, SeatView
+from poolparty.pool.child import LIVE_STATES, Event, State
+from poolparty.pool.policy import Cause, ChildView, Limits, Policy
 from poolparty.settings import Options
 from poolparty.stats import report
-from poolparty.stats.scoreboard import ChildWord, PoolWord, Scoreboard, SeatWord
-from poolparty.wire import seat as wire
+from poolparty.stats.scoreboard import ChildWord, PoolWord, Scoreboard
+
+__all__ = ["ENDING_SIGNALS", "PoolThread", "Seat"]
 
 MIN_CHILD_ROWS = 1024
 MAX_CHILD_ROWS = 1 << 17
-"""Rows for children on the scoreboard, whose size is fixed at the start: twice the maximum, since those that end count
-too, with room for a reload that raises it."""
+"""Rows for children on the scoreboard, whose size is fixed at the start: twice the maximum, since those that
+end count too, with room for a reload that raises it."""
 
 MIN_SEAT_ROWS = 128
 
 BOOT_POLL = 0.003
-"""Seconds between two looks at a child that boots or is checked; longer for one that has taken a while, since a pipe
-that has been read does not wake anybody."""
+"""Seconds between two looks at a child that boots or is checked; longer for one that has taken a while, since
+a pipe that has been read does not wake anybody."""
 
 SLOWEST_BOOT_POLL = 0.05
-
-RETRY = 0.010
-"""Seconds until a LEND or RECALL that the channel had no room for is tried again, and until a seat that refused a
-child is offered another."""
 
 SPAWNS_A_TURN = 4
 """Children started before other events have their turn."""
 
-PACKETS_A_TURN = 64
-
-SEAT_EXIT_POLL = 0.002
-SEAT_EXIT_GRACE = 0.5
-"""Seconds that an HTTP worker which has closed its channel, and holds children, may take to end before it is killed."""
-
 QUICK_GRACE = 1.0
 """Seconds from SIGTERM to SIGKILL at a quick stop."""
-
-ENDING_SIGNALS = frozenset((signal.SIGTERM, signal.SIGQUIT, signal.SIGABRT))
-"""Signals by which an arbiter ends an HTTP worker; blocked across its fork."""
 
 SPINNING = 1000
 """Turns in a row without an event after which something is wrong, and the loop slows down."""
 
 
-class Seat:
-    """An HTTP worker's place. Made in the arbiter before the fork; afterwards each process has its own end of it."""
-
-    def __init__(self, pool: PoolThread, row: int) -> None:
-        self.id = row
-        self.scoreboard = pool.scoreboard
-        self.arbiter_end, self.worker_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.arbiter_end.setblocking(False)
-        self.worker_end.setblocking(False)
-        self.pid: int | None = None
-        self._pool: PoolThread | None = pool
-        # The arbiter's:
-        self.leases: dict[int, Child] = {}
-        self.lost: dict[int, int] = {}  # leases of children that have died, and their rows
-        self.closed_at: float | None = None  # its channel is at its end, its process perhaps not
-        self.killed = False
-        self.refused_until = 0.0
-        self._booted = False
-
-    @property
-    def booted(self) -> bool:
-        """Whether its HTTP worker serves, or has served: it puts its pid on its row."""
-        if not self._booted:
-            self._booted = self.scoreboard.words[self.scoreboard.seat_base(self.id) + SeatWord.PID] != 0
-        return self._booted
-
-    def enter_worker(self) -> None:
-        """In the new HTTP worker: close all that is the arbiter's. The pool must not be touched afterwards.
-
-        Until now the signals that end it were blocked: the arbiter's handlers, which it has inherited, would have put
-        them into a queue that nobody reads. One that has come meanwhile ends it here, as it has begun nothing.
-        """
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.close_in_worker()
-        for number in ENDING_SIGNALS:
-            signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING_SIGNALS)
-
-    def forked(self, pid: int) -> None:
-        """In the arbiter: the HTTP worker lives."""
-        self.pid = pid
-        self.worker_end.close()
-
-
 class PoolThread:
-    """The pool. `on_failure` is called in the pool thread when it ends by a bug, `on_ready` at the first ready child."""
+    """The pool. `on_failure` is called in the pool thread when it ends by a bug, `on_ready` at the first
+    ready child."""
 
     def __init__(
         self,
@@ -145,11 +89,12 @@ class PoolThread:
         self.scoreboard = Scoreboard(seats=max(2 * cfg.workers + 32, MIN_SEAT_ROWS), children=rows)
         self.policy = Policy(self._limits(options))
         self.children: dict[int, Child] = {}
-        self.seats: dict[int, Seat] = {}
         self.counters = {"spawns": 0, "restarts": 0, "deaths": 0}
         self.counters |= {ended_by(cause): 0 for cause in Cause}
         self.started_at = time.monotonic()
         self.selector = selectors.DefaultSelector()
+        self.lending = Lending(self)
+        self.seats = self.lending.seats
         self.control = ControlServer(self, options.ctl_socket, self.log, uids=(cfg.uid,))
         self.failure: BaseException | None = None
         self.ready = options.min_pool_size == 0  # whether a child has ever been
@@ -159,12 +104,10 @@ class PoolThread:
         self._memory = sampling.Sampler()
         self._by_pid: dict[int, Child] = {}
         self._free_rows = list(range(rows - 1, -1, -1))
-        self._free_seats = list(range(self.scoreboard.seats - 1, -1, -1))
-        self._last_child = self._last_lease = 0
+        self._last_child = 0
         self._owed = 0  # children lost by a fault and not replaced yet
         self._restarts: list[Callable[[str | None], None]] = []
         self._grace = options.worker_request_grace
-        self._retry_at: float | None = None
         self._wake_r, self._wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.selector.register(self._wake_r, selectors.EVENT_READ, self._on_wake)
         self._thread: threading.Thread | None = None
@@ -198,9 +141,13 @@ class PoolThread:
 
     # --- called by the main thread -------------------------------------------------------------------------
 
-    def claim(self) -> None:
-        """Take the control socket's path, before anything is started. ConfigError: it is in use."""
-        self.control.open()
+    def claim(self, takeover: bool = False) -> None:
+        """Take the control socket's path, before anything is started. ConfigError: it is in use.
+
+        takeover: in an upgrade, by the new server; and by the old one, if the new one has ended.
+        """
+        with self.lock:
+            self.control.open(takeover)
 
     def start(self) -> None:
         """Start the threads; the first children are started in the pool thread, by nobody else."""
@@ -212,35 +159,22 @@ class PoolThread:
     def open_seat(self) -> Seat:
         """A place for an HTTP worker that is about to be forked. OSError: no row or no descriptor is left."""
         with self.lock:
-            if not self._free_seats:
-                raise OSError(f"all {self.scoreboard.seats} places for HTTP workers are taken; restart for more")
-            seat = Seat(self, self._free_seats[-1])
-            self._free_seats.pop()
-            self.seats[seat.id] = seat
-            self.selector.register(
-                seat.arbiter_end, selectors.EVENT_READ, functools.partial(self._on_seat, seat)
-            )
-            return seat
+            return self.lending.open()
 
     def abandon_seat(self, seat: Seat) -> None:
         """The fork failed."""
         with self.lock:
-            seat.worker_end.close()
-            self._close_channel(seat)
-            self._finish_seat(seat)
+            self.lending.abandon(seat)
 
     def seat_reaped(self, seat: Seat) -> None:
         """The HTTP worker is dead: its children and its row come back."""
         with self.lock:
-            if self.seats.get(seat.id) is seat:
-                # Packets it sent before it died count: a RETURN says more about a child than the row does.
-                self._on_seat(seat, selectors.EVENT_READ)
-                self._close_channel(seat)
-                self._finish_seat(seat)
-                self.wake()
+            self.lending.reaped(seat)
+            self.wake()
 
     def child_exited(self, pid: int) -> bool:
-        """Called under the lock for a process that waits to be reaped: reaps it and returns True if it is a child."""
+        """Called under the lock for a process that waits to be reaped: reaps it and returns True if it is a
+        child."""
         child = self._by_pid.get(pid)
         if child is None:
             return False
@@ -249,7 +183,8 @@ class PoolThread:
         return True
 
     def reload(self, options: Options, cfg: Any, done: Callable[[str | None], None]) -> None:
-        """Follow new options, and replace every child by one of the new command, directory and environment."""
+        """Follow new options, and replace every child by one of the new command, directory and
+        environment."""
         with self.lock:
             self.options = options
             self._grace = options.worker_request_grace
@@ -259,7 +194,8 @@ class PoolThread:
             self.wake()
 
     def begin_stop(self, graceful: bool) -> None:
-        """Tell every child to leave; seats that are left are taken as dead. May be called again to be quicker."""
+        """Tell every child to leave; seats that are left are taken as dead. May be called again to be
+        quicker."""
         with self.lock:
             now = time.monotonic()
             if not graceful:
@@ -269,9 +205,7 @@ class PoolThread:
                         child.kill_at = min(child.kill_at, now + QUICK_GRACE)
             if not self.policy.stopping:
                 self.policy.stopping = True
-                for seat in list(self.seats.values()):
-                    self._close_channel(seat)
-                    self._finish_seat(seat)
+                self.lending.close_all()
             self.wake()
 
     def wait_stopped(self, timeout: float) -> bool:
@@ -310,7 +244,8 @@ class PoolThread:
         self.wake()
 
     def restart_workers(self, done: Callable[[str | None], None]) -> None:
-        """Replace all children one by one; done(None) once the last old one has gone, done(why) if that failed."""
+        """Replace all children one by one; done(None) once the last old one has gone, done(why) if that
+        failed."""
         if self.policy.stopping:
             done("the server is stopping")
             return
@@ -332,7 +267,7 @@ class PoolThread:
             self._on_failure()
 
     def _loop(self) -> None:
-        idle_turns = 0
+        turns = 0
         timeout: float | None = 0.0
         while not (self.policy.stopping and not self.children):
             self.lock.release()
@@ -340,36 +275,37 @@ class PoolThread:
                 ready = self.selector.select(timeout)
             finally:
                 self.lock.acquire()
-            idle_turns = 0 if ready else idle_turns + 1
+            turns = turns + 1 if not ready and timeout == 0.0 else 0
             for key, mask in ready:
                 # What stood before it in the list may have closed it, or given its number to another.
                 if self.selector.get_map().get(key.fd) is key:
                     key.data(mask)
             timeout = self._turn()
-            if idle_turns > SPINNING and timeout is not None:
-                if idle_turns == SPINNING + 1:
-                    self.log.error("the pool thread takes turn after turn without an event; it goes on slower")
+            if turns > SPINNING and timeout is not None:
+                if turns == SPINNING + 1:
+                    self.log.error(
+                        "the pool thread takes turn after turn without an event; it goes on slower"
+                    )
                 timeout = max(timeout, RETRY)
 
     def _turn(self) -> float | None:
         """Look after what is due and carry out one decision. Returns how long to wait for the next event."""
         now = time.monotonic()
         wake = self._watch_handshakes(now)
-        wake = _earlier(wake, self._watch_endings(now))
-        wake = _earlier(wake, self._watch_seats(now))
-        self._retry_at = None
+        wake = earlier(wake, self._watch_endings(now))
+        wake = earlier(wake, self.lending.watch(now))
         views = self._child_views(now)
-        decision = self.policy.decide(now, views, self._seat_views(now))
+        decision = self.policy.decide(now, views, self.lending.views(now))
         self._tell_whether_down(views)
         if self._measures_memory and self.children:
-            wake = _earlier(wake, now + sampling.SAMPLE_INTERVAL)
+            wake = earlier(wake, now + sampling.SAMPLE_INTERVAL)
         acted = self._act(decision, now)
         self._finish_restarts()
         if acted:
             return 0.0
-        wake = _earlier(_earlier(wake, decision.wake), self._retry_at)
+        wake = earlier(earlier(wake, decision.wake), self.lending.retry_at)
         self.control.tick(now)
-        wake = _earlier(wake, self.control.deadline())
+        wake = earlier(wake, self.control.deadline())
         return None if wake is None else max(wake - time.monotonic(), 0.0)
 
     def _act(self, decision: policy.Decision, now: float) -> bool:
@@ -388,11 +324,11 @@ class PoolThread:
                 continue
             match action:
                 case policy.Lend(_, seat):
-                    acted |= self._lend(child, self.seats.get(seat), now)
+                    acted |= self.lending.lend(child, seat, now)
                 case policy.Recall():
-                    acted |= self._recall(child, now)
+                    acted |= self.lending.recall(child, now)
                 case policy.End(_, cause):
-                    acted |= self._end(child, cause)
+                    acted |= self.end(child, cause)
                 case policy.Check():
                     acted |= self._check(child, now)
                 case policy.Kill(_, cause):
@@ -404,7 +340,8 @@ class PoolThread:
         return bool(self.options.worker_memory_limit or self.options.worker_memory_kill)
 
     def _tell_whether_down(self, views: list[ChildView]) -> None:
-        """While the children die before they are ready, and none is left that serves, requests are not to wait."""
+        """While the children die before they are ready, and none is left that serves, requests are not to
+        wait."""
         down = self.policy.failures > 1 and not any(view.state in LIVE_STATES for view in views)
         self.scoreboard.words[self.scoreboard.pool_base + PoolWord.DOWN] = int(down)
 
@@ -437,19 +374,6 @@ class PoolThread:
             )
         return views
 
-    def _seat_views(self, now: float) -> list[SeatView]:
-        views = []
-        for seat in self.seats.values():
-            if seat.closed_at is not None:
-                continue
-            base = self.scoreboard.seat_base(seat.id)
-            queued = self.scoreboard.words[base + SeatWord.QUEUED]
-            if queued and now < seat.refused_until:
-                self._retry_at = _earlier(self._retry_at, seat.refused_until)
-                queued = 0
-            views.append(SeatView(seat.id, queued, self.scoreboard.times[base + SeatWord.OLDEST] or now))
-        return views
-
     def _on_wake(self, mask: int) -> None:
         try:
             while len(os.read(self._wake_r, 4096)) == 4096:
@@ -459,13 +383,9 @@ class PoolThread:
 
     # --- a child's life ------------------------------------------------------------------------------------
 
-    def _move(self, child: Child, event: Event) -> None:
-        child.state = next_state(child.state, event)
-
     def _spawn(self, generation: int, now: float) -> bool:
         if not self._free_rows:
-            self._retry_at = _earlier(self._retry_at, now + 1.0)
-            return False
+            return False  # until a child has been reaped, or a seat gives up its claim on a dead one's row
         recipe = self._launched
         try:
             process = children.start(recipe, self._file_limit)
@@ -505,11 +425,9 @@ class PoolThread:
             self.counters["restarts"] += 1
         self.log.info("%s", children.spawned(child))
         if child.pidfd >= 0:
-            self.selector.register(
-                child.pidfd, selectors.EVENT_READ, functools.partial(self._on_exit, child)
-            )
+            self.selector.register(child.pidfd, selectors.EVENT_READ, functools.partial(self._on_exit, child))
         child.ask(now)
-        self._watch(child)
+        self.watch(child)
         return True
 
     def _max_requests(self) -> int:
@@ -517,11 +435,11 @@ class PoolThread:
         most = self.options.worker_max_requests
         return most + random.randint(0, self.options.worker_max_requests_jitter) if most else 0
 
-    def _watch(self, child: Child) -> None:
+    def watch(self, child: Child) -> None:
         """Look at fd 3 while the arbiter holds the child."""
         self.selector.register(child.fd3, selectors.EVENT_READ, functools.partial(self._on_fd3, child))
 
-    def _unwatch(self, child: Child) -> None:
+    def unwatch(self, child: Child) -> None:
         if child.fd3 >= 0 and child.fd3 in self.selector.get_map():
             self.selector.unregister(child.fd3)
 
@@ -529,7 +447,9 @@ class PoolThread:
         if child.state is State.IDLE:
             silent = child.silent()
             if not silent:
-                self._end(child, Cause.BROKEN, "it wrote to fd 3, or closed it, while nothing was asked of it")
+                self.end(
+                    child, Cause.BROKEN, "it wrote to fd 3, or closed it, while nothing was asked of it"
+                )
         else:
             self._listen(child, time.monotonic())
 
@@ -548,10 +468,10 @@ class PoolThread:
                 due = child.checked + self.options.worker_health_check_timeout
                 late = Cause.UNHEALTHY, "it did not take its health check within worker_health_check_timeout"
             if now >= due:
-                self._end(child, *late)
+                self.end(child, *late)
                 continue
             poll = min(max(BOOT_POLL, (now - child.checked) / 50), SLOWEST_BOOT_POLL)
-            wake = _earlier(wake, min(now + poll, due))
+            wake = earlier(wake, min(now + poll, due))
         return wake
 
     def _listen(self, child: Child, now: float) -> bool:
@@ -560,15 +480,15 @@ class PoolThread:
             if not child.listen():
                 return False
         except children.Unwell as unwell:
-            self._end(child, Cause.UNHEALTHY, str(unwell) or "its health check failed")
+            self.end(child, Cause.UNHEALTHY, str(unwell) or "its health check failed")
             return True
         except FrameError as error:
-            self._end(child, Cause.BROKEN, str(error))
+            self.end(child, Cause.BROKEN, str(error))
             return True
         if child.state is State.CHECKING:
-            self._move(child, Event.CHECKED)
+            child.move(Event.CHECKED)
             return True
-        self._move(child, Event.READY)
+        child.move(Event.READY)
         child.ready_at = child.checked = now
         self._proven = child.recipe
         if not self.ready:
@@ -580,24 +500,25 @@ class PoolThread:
         if child.state is not State.IDLE:
             return False
         if not child.ask(now):
-            self._end(child, Cause.UNHEALTHY, "its stdin takes no health check")
+            self.end(child, Cause.UNHEALTHY, "its stdin takes no health check")
             return True
-        self._move(child, Event.CHECK)
+        child.move(Event.CHECK)
         return True
 
-    def _end(self, child: Child, cause: Cause, complaint: str = "") -> bool:
+    def end(self, child: Child, cause: Cause, complaint: str = "") -> bool:
         """Have a child leave: SIGTERM to its group, SIGKILL when the grace is over."""
         if child.state not in LIVE_STATES:
             return False
         now = time.monotonic()
-        self._unwatch(child)
-        self._take_back(child)
-        self._move(child, Event.END)
+        self.unwatch(child)
+        self.lending.take_back(child)
+        child.move(Event.END)
         child.cause = child.cause or cause
         child.complaint = complaint
         if cause not in EXPECTED:
             self._settle(child, now)
-            # Where it is closing its pipes since it is dying, its last words are to come yet: _bury tells them.
+            # Where it is closing its pipes since it is dying, its last words are to come yet: _bury tells
+            # them.
             if cause is not Cause.BROKEN:
                 self._boot_failed(child, complaint)
         if self._grace > 0:
@@ -613,7 +534,7 @@ class PoolThread:
         if child.cause is not None:
             return False
         if child.seat is None:
-            self._end(child, cause)
+            self.end(child, cause)
             self._kill(child)
         else:
             child.cause = cause
@@ -634,7 +555,7 @@ class PoolThread:
             if now >= child.kill_at:
                 self._kill(child)
             else:
-                wake = _earlier(wake, child.kill_at)
+                wake = earlier(wake, child.kill_at)
         return wake
 
     def _settle(self, child: Child, now: float) -> None:
@@ -652,6 +573,10 @@ class PoolThread:
     def _served(self, child: Child) -> int:
         return self.scoreboard.words[self.scoreboard.child_base(child.slot) + ChildWord.ANSWERED]
 
+    def free_row(self, slot: int) -> None:
+        """A row of the scoreboard is nobody's any more."""
+        self._free_rows.append(slot)
+
     def _on_exit(self, child: Child, mask: int) -> None:
         if child.has_exited():
             self._bury(child)
@@ -659,7 +584,7 @@ class PoolThread:
     def _bury(self, child: Child) -> None:
         """A child's process has ended: reap it, tell of it, and give its place back."""
         now = time.monotonic()
-        self._unwatch(child)
+        self.unwatch(child)
         if child.pidfd >= 0:
             self.selector.unregister(child.pidfd)
             child.close_pidfd()
@@ -667,16 +592,12 @@ class PoolThread:
         self.scoreboard.words[self.scoreboard.child_base(child.slot) + ChildWord.PID] = 0
         served = self._served(child)
         self._settle(child, now)
-        self._move(child, Event.EXIT)
+        child.move(Event.EXIT)
         del self.children[child.id]
         del self._by_pid[child.pid]
         child.close()
-        seat = None if child.seat is None else self.seats.get(child.seat)
-        if seat is not None and child.lease is not None:
-            del seat.leases[child.lease]
-            seat.lost[child.lease] = child.slot
-        else:
-            self._free_rows.append(child.slot)
+        if not self.lending.lost(child):
+            self.free_row(child.slot)
         tail = self.relay.finish(child.output)
         by_itself = children.died_by_itself(child, status)
         if by_itself:
@@ -692,13 +613,15 @@ class PoolThread:
             self._boot_failed(child, child.complaint or ", ".join(f"{key}={words[key]}" for key in words))
 
     def _boot_failed(self, child: Child, why: str) -> None:
-        """A child failed; if it is of a new generation and was never ready, a restart under way has failed."""
+        """A child failed; if it is of a new generation and was never ready, a restart under way has
+        failed."""
         if child.ready_at is None and child.generation == self.policy.generation:
             tail = list(child.output.tail)[-children.LAST_LINES :]
             self._abandon_restart(": ".join(("the new worker did not boot", why, *tail)))
 
     def _abandon_restart(self, why: str) -> None:
-        """The new generation does not boot: the old one stays, and those of it that die are replaced by its like."""
+        """The new generation does not boot: the old one stays, and those of it that die are replaced by its
+        like."""
         if not self.policy.restarting:
             return
         self.policy.abandon_restart()
@@ -713,154 +636,6 @@ class PoolThread:
         waiting, self._restarts = self._restarts, []
         for done in waiting:
             done(error)
-
-    # --- lending -------------------------------------------------------------------------------------------
-
-    def _lend(self, child: Child, seat: Seat | None, now: float) -> bool:
-        if child.state is not State.IDLE or seat is None or seat.closed_at is not None:
-            return False
-        if not child.silent():
-            self._end(child, Cause.BROKEN, "it wrote to fd 3, or closed it, while nothing was asked of it")
-            return True
-        self._last_lease += 1
-        packet = wire.encode(wire.Lend(self._last_lease, child.slot, child.pid))
-        if not self._send(seat, packet, (child.stdin, child.fd3), now):
-            return False
-        self._unwatch(child)
-        self._move(child, Event.LEND)
-        child.seat, child.lease = seat.id, self._last_lease
-        seat.leases[self._last_lease] = child
-        return True
-
-    def _recall(self, child: Child, now: float) -> bool:
-        if child.state is not State.LENT or child.seat is None or child.lease is None:
-            return False
-        seat = self.seats[child.seat]
-        if seat.closed_at is not None or not self._send(seat, wire.encode(wire.Recall(child.lease)), (), now):
-            return False
-        self._move(child, Event.RECALL)
-        return True
-
-    def _send(self, seat: Seat, packet: bytes, fds: tuple[int, ...], now: float) -> bool:
-        """One packet, whole or not at all. What finds no room is tried again; a dead channel shows at its end of file."""
-        try:
-            socket.send_fds(seat.arbiter_end, [packet], fds) if fds else seat.arbiter_end.send(packet)
-        except OSError:
-            self._retry_at = _earlier(self._retry_at, now + RETRY)
-            return False
-        return True
-
-    def _on_seat(self, seat: Seat, mask: int) -> None:
-        if seat.closed_at is not None:
-            return
-        for _ in range(PACKETS_A_TURN):
-            try:
-                packet = seat.arbiter_end.recv(wire.MAX_PACKET)
-            except BlockingIOError:
-                return
-            except ConnectionResetError:
-                continue  # it closed with packets of ours unread; its own are still to be had
-            except OSError:
-                packet = b""
-            if not packet:
-                self._close_channel(seat)
-                return
-            try:
-                message = wire.decode(packet)
-            except ValueError as error:
-                self._distrust(seat, str(error))
-                return
-            match message:
-                case wire.Want():
-                    pass  # the scoreboard says the rest
-                case wire.Return(lease, reason):
-                    self._returned(seat, lease, reason)
-                case _:
-                    self._distrust(seat, f"it sent {message}, which only the arbiter may")
-                    return
-
-    def _distrust(self, seat: Seat, why: str) -> None:
-        """Whatever it holds cannot be had back from a process that talks nonsense: it has to end first."""
-        self.log.error("HTTP worker (pid:%s): %s; it is ended", seat.pid, why)
-        self._kill_seat(seat)  # first: a closed channel tells it that the arbiter has died
-        self._close_channel(seat)
-
-    def _kill_seat(self, seat: Seat) -> None:
-        seat.killed = True
-        if seat.pid is not None and seat.pid != os.getpid() and not _has_exited(seat.pid):
-            os.kill(seat.pid, signal.SIGKILL)
-
-    def _returned(self, seat: Seat, lease: int, reason: wire.Reason) -> None:
-        slot = seat.lost.pop(lease, None)
-        if slot is not None:
-            self._free_rows.append(slot)
-        child = seat.leases.get(lease)
-        if child is None:
-            return
-        self._take_back(child)
-        match reason:
-            case wire.Reason.IDLE:
-                if not self.scoreboard.child_is_idle(child.slot):
-                    self._end(child, Cause.BROKEN, "it was given back with a request unanswered")
-                    return
-            case wire.Reason.REFUSED:
-                seat.refused_until = time.monotonic() + RETRY
-            case wire.Reason.BROKEN:
-                self._end(child, Cause.BROKEN)
-                return
-            case wire.Reason.TIMED_OUT:
-                self._end(child, Cause.REQUEST_TIMEOUT)
-                return
-        self._idle_again(child)
-
-    def _take_back(self, child: Child) -> None:
-        """The lease ends: by RETURN, or because the child or its seat does."""
-        if child.seat is not None and child.lease is not None:
-            seat = self.seats.get(child.seat)
-            if seat is not None:
-                seat.leases.pop(child.lease, None)
-        child.seat = child.lease = None
-
-    def _idle_again(self, child: Child) -> None:
-        self._move(child, Event.RETURN)
-        self._watch(child)
-
-    def _close_channel(self, seat: Seat) -> None:
-        """No more is to come from a seat. Its children and its row stay its own until its process has ended."""
-        if seat.closed_at is None:
-            seat.closed_at = time.monotonic()
-            self.selector.unregister(seat.arbiter_end)
-            seat.arbiter_end.close()
-
-    def _watch_seats(self, now: float) -> float | None:
-        """Take back what dead HTTP workers leave. Returns when to look again."""
-        wake = None
-        for seat in list(self.seats.values()):
-            if seat.closed_at is None:
-                continue
-            if seat.pid is None or seat.pid == os.getpid() or _has_exited(seat.pid):
-                self._finish_seat(seat)
-                continue
-            if seat.leases and not seat.killed and now >= seat.closed_at + SEAT_EXIT_GRACE:
-                self.log.error("HTTP worker (pid:%s) lives on without its channel and is killed", seat.pid)
-                self._kill_seat(seat)
-            wake = _earlier(wake, now + (SEAT_EXIT_POLL if seat.leases else RETRY))
-        return wake
-
-    def _finish_seat(self, seat: Seat) -> None:
-        """A seat's process is gone: those of its children that run nothing are lent again, what the others have read is unknown."""
-        for child in list(seat.leases.values()):
-            self._take_back(child)
-            if self.scoreboard.child_is_idle(child.slot):
-                self._idle_again(child)
-            else:
-                self._end(child, Cause.LESSEE_DIED)
-        self._free_rows += seat.lost.values()
-        seat.lost.clear()
-        seat.booted  # noqa: B018 - looked at a last time, before its row is made new
-        self.scoreboard.retire_seat(seat.id)
-        del self.seats[seat.id]
-        self._free_seats.append(seat.id)
 
     # --- the end -------------------------------------------------------------------------------------------
 
@@ -878,10 +653,7 @@ class PoolThread:
                 child.close_pidfd()
                 self.relay.finish(child.output)
             self.children.clear()
-            for seat in self.seats.values():
-                if seat.closed_at is None:
-                    seat.arbiter_end.close()
-            self.seats.clear()
+            self.lending.close_all()
             self._tell_restarts("the server is stopping")
             self.control.close()
             self.selector.close()
@@ -894,36 +666,19 @@ class PoolThread:
     def close_in_worker(self) -> None:
         """In a forked HTTP worker, whose copy of all this is of no use: close every descriptor.
 
-        Closed, not unregistered: the epoll instances are shared with the arbiter, and would forget on its side too.
+        Closed, not unregistered: the epoll instances are shared with the arbiter, and would forget on its
+        side too.
         """
-        objects: list[Any] = []
-        numbers = {self._wake_r, self._wake_w, *self.relay.fds()}
-        for key in list(self.selector.get_map().values()):
-            if isinstance(key.fileobj, int):
-                numbers.add(key.fileobj)
-            else:
-                objects.append(key.fileobj)
-        for seat in self.seats.values():
-            objects.append(seat.arbiter_end)
+        self.control.abandon()
+        self.lending.close_in_worker()
+        numbers = [self._wake_r, self._wake_w, *self.relay.fds()]
         for child in self.children.values():
-            numbers.update(child.fds())
-        for thing in objects:
-            thing.close()
+            numbers += child.fds()
         for number in numbers:
-            try:
-                os.close(number)
-            except OSError:
-                pass
+            os.close(number)
         self.selector.close()
         self.children.clear()
-        self.seats.clear()
         _pools.discard(self)
-
-
-def _earlier(one: float | None, other: float | None) -> float | None:
-    if one is None or other is None:
-        return other if one is None else one
-    return min(one, other)
 
 
 def ended_by(cause: Cause) -> str:
@@ -931,15 +686,9 @@ def ended_by(cause: Cause) -> str:
     return f"ended_{cause.name.lower()}"
 
 
-def _has_exited(pid: int) -> bool:
-    try:
-        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-    except ChildProcessError:
-        return True
-
-
 def _raise_file_limit() -> int | None:
-    """Raise our soft limit of open files to the hard one; returns the old one, for the children, if it changed."""
+    """Raise our soft limit of open files to the hard one; returns the old one, for the children, if it
+    changed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == hard or soft == resource.RLIM_INFINITY:
         return None
@@ -950,7 +699,8 @@ def _raise_file_limit() -> int | None:
     return soft
 
 
-# --- forks of the main thread ----------------------------------------------------------------------------------
+# --- forks of the main thread
+# ----------------------------------------------------------------------------------
 
 _pools: weakref.WeakSet[PoolThread] = weakref.WeakSet()
 _held: list[PoolThread] = []

@@ -1,10 +1,10 @@
 """Children's standard output and error, and the pool's own log lines, on their way to the error log.
 
 A log that stalls (a pipe nobody reads, a slow disk) must stall neither children nor the pool, so reading and
-logging are apart: the relay thread reads the pipes and never waits for anything else; the log thread is the only one
-that writes; between them is a queue with a bound for each child. What finds its queue full is dropped, counted and
-reported. Whoever else has something to say (the pool thread, the control socket) says it through `Relay.log` and does
-not wait either; so lines appear in the order in which things happened.
+logging are apart: the relay thread reads the pipes and never waits for anything else; the log thread is the
+only one that writes; between them is a queue with a bound for each child. What finds its queue full is
+dropped, counted and reported. Whoever else has something to say (the pool thread, the control socket) says it
+through `Relay.log` and does not wait either; so lines appear in the order in which things happened.
 
 Runs in the arbiter. `attach`, `finish` and `Relay.log` may be called from any thread of it.
 """
@@ -41,7 +41,8 @@ TAIL = 20
 """Lines of each child that are kept for its obituary."""
 
 DROPPING_PAUSE = 0.001
-"""Seconds the relay thread rests after a turn in which it dropped lines, so that a flood does not eat a processor."""
+"""Seconds the relay thread rests after a turn in which it dropped lines, so that a flood does not eat a
+processor."""
 
 _UNSAFE = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 
@@ -165,7 +166,8 @@ class Relay:
             self._threads.append(thread)
 
     def stop(self, timeout: float = 2.0) -> None:
-        """Log what is queued, for at most `timeout` seconds, then end both threads. A stalled log keeps its thread."""
+        """Log what is queued, for at most `timeout` seconds, then end both threads. A stalled log keeps its
+        thread."""
         if not self._threads:
             return
         self._stopping = True
@@ -184,7 +186,11 @@ class Relay:
 
     def fds(self) -> list[int]:
         """Every descriptor of ours: what a forked HTTP worker closes."""
-        own = [] if self._epoll is None or self._epoll.closed else [self._epoll.fileno(), self._wake_r, self._wake_w]
+        own = (
+            []
+            if self._epoll is None or self._epoll.closed
+            else [self._epoll.fileno(), self._wake_r, self._wake_w]
+        )
         return own + list(self._streams)
 
     # --- children's output ---------------------------------------------------------------------------------
@@ -201,7 +207,8 @@ class Relay:
     def finish(self, stream: Stream) -> list[str]:
         """The child has exited: pass on what it has written, close the pipe, return its last lines.
 
-        Another process may hold the pipe's other end still (a grandchild that left the group): not waited for.
+        Another process may hold the pipe's other end still (a grandchild that left the group): not waited
+        for.
         """
         with self._lock:
             if self._streams.pop(stream.fd, None) is None:
@@ -304,12 +311,17 @@ class Relay:
                     self._own_pending -= 1
                     dropped, self._own_dropped = self._own_dropped, 0
             if dropped:
-                self.say(logging.WARNING, "%d lines of the pool's own were dropped: the log did not keep up", (dropped,))
+                self.say(
+                    logging.WARNING,
+                    "%d lines of the pool's own were dropped: the log did not keep up",
+                    (dropped,),
+                )
 
     # --- forks ---------------------------------------------------------------------------------------------
 
     def before_fork(self) -> None:
-        """Keep the log thread out of stderr's buffer while it is copied; a stalled log delays a fork by a second."""
+        """Keep the log thread out of stderr's buffer while it is copied; a stalled log delays a fork by a
+        second."""
         self._fork_holds = self._writing.acquire(timeout=1.0)
 
     def after_fork(self) -> None:

@@ -188,8 +188,14 @@ class Bench:
 
     def config(self, program: str | list[str], **options: object) -> Config:
         cfg = Config()
-        command = [sys.executable, "-I", "-S", "-c", PRELUDE + program] if isinstance(program, str) else program
-        settings = {"pool_cmd": command, "ctl_socket": str(self.directory / "ctl"), "chdir": str(self.directory)}
+        command = (
+            [sys.executable, "-I", "-S", "-c", PRELUDE + program] if isinstance(program, str) else program
+        )
+        settings = {
+            "pool_cmd": command,
+            "ctl_socket": str(self.directory / "ctl"),
+            "chdir": str(self.directory),
+        }
         for name, value in {**settings, **options}.items():
             cfg.set(name, value)
         return cfg

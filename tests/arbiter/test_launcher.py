@@ -76,10 +76,13 @@ def test_the_file_limit_is_given_back() -> None:
 
 
 @pytest.mark.parametrize(
-    "environment", [{}, {"LC_CTYPE": "C"}, {"LC_ALL": "C"}, {"LANG": "C", "PYTHONHOME": "/nowhere", "X": "a b\nc"}]
+    "environment",
+    [{}, {"LC_CTYPE": "C"}, {"LC_ALL": "C"}, {"LANG": "C", "PYTHONHOME": "/nowhere", "X": "a b\nc"}],
 )
 def test_its_environment_is_the_recipes(environment: dict[str, str]) -> None:
-    _, text = run(recipe(sys.executable, "-I", "-S", "-c", "print(open('/proc/self/environ').read())", **environment))
+    _, text = run(
+        recipe(sys.executable, "-I", "-S", "-c", "print(open('/proc/self/environ').read())", **environment)
+    )
     found = dict(pair.split("=", 1) for pair in text.rstrip("\n").rstrip("\0").split("\0"))
     assert found == {"PATH": os.environ["PATH"], **environment}
 
@@ -104,9 +107,7 @@ def test_another_user_gets_none_of_roots_groups() -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may change to another user")
 def test_another_user_keeps_the_parent_death_signal() -> None:
-    program = (
-        "import ctypes; found = ctypes.c_int(); ctypes.CDLL(None).prctl(2, ctypes.byref(found)); print(found.value)"
-    )
+    program = "import ctypes; found = ctypes.c_int(); ctypes.CDLL(None).prctl(2, ctypes.byref(found)); print(found.value)"
     what = Recipe(("/usr/bin/python3", "-c", program), dict(os.environ), "/", 65534, 65534, (65534,), -1)
     assert run(what) == (0, "9\n")
 
@@ -171,7 +172,22 @@ def test_it_dies_with_its_parent(wait_for: Callable[..., Any], lives: Callable[[
 def test_one_whose_parent_has_gone_already_does_not_start() -> None:
     reading, writing = os.pipe()
     finished = subprocess.run(
-        [sys.executable, "-I", "-S", children.LAUNCHER, str(writing), "1", "-", "-", "-", "-", "-", "--", "echo", "started"],
+        [
+            sys.executable,
+            "-I",
+            "-S",
+            children.LAUNCHER,
+            str(writing),
+            "1",
+            "-",
+            "-",
+            "-",
+            "-",
+            "-",
+            "--",
+            "echo",
+            "started",
+        ],
         pass_fds=(writing,),
         stdout=subprocess.PIPE,
     )

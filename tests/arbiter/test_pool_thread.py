@@ -47,7 +47,9 @@ class TestBecomingReady:
     ) -> None:
         os.mkfifo(tmp_path / "gate")
         gate = str(tmp_path / "gate")
-        pool = bench(f'ready("health-reply"); receive(); print("read", flush=True); gate({gate!r}); well(); serve()')
+        pool = bench(
+            f'ready("health-reply"); receive(); print("read", flush=True); gate({gate!r}); well(); serve()'
+        )
         pool.wait_log("read")
         assert not pool.children(State.IDLE)
         (tmp_path / "gate").write_text("go")
@@ -96,7 +98,11 @@ class TestDyingChildren:
         loan.give_back(wire.Reason.BROKEN)
         assert pool.wait_children(1, State.IDLE)[0].pid != loan.pid
         line = pool.wait_log("worker died")
-        assert f"worker-pid={loan.pid} signal=SIGKILL" in line and "requests=1" in line and "replaced-in=0s" in line
+        assert (
+            f"worker-pid={loan.pid} signal=SIGKILL" in line
+            and "requests=1" in line
+            and "replaced-in=0s" in line
+        )
         assert pool.pool.counters["restarts"] == 1
 
     def test_an_idle_child_that_dies_is_noticed_and_replaced(self, bench: Make) -> None:
@@ -106,11 +112,14 @@ class TestDyingChildren:
         pool.wait_log("worker died")
         assert pool.wait_children(1, State.IDLE)[0].id != child.id
 
-    @pytest.mark.parametrize("fault", ["os.close(3)", 'os.write(3, b"x")'], ids=["closes fd 3", "writes to it"])
+    @pytest.mark.parametrize(
+        "fault", ["os.close(3)", 'os.write(3, b"x")'], ids=["closes fd 3", "writes to it"]
+    )
     def test_an_idle_child_that_misuses_fd_3_is_ended(self, bench: Make, tmp_path: Path, fault: str) -> None:
         os.mkfifo(tmp_path / "gate")
         pool = bench(
-            f"receive(); gate({str(tmp_path / 'gate')!r}); {fault}; signal.pause()", worker_restart_delay="30s"
+            f"receive(); gate({str(tmp_path / 'gate')!r}); {fault}; signal.pause()",
+            worker_restart_delay="30s",
         )
         pool.wait_children(1, State.IDLE)
         (tmp_path / "gate").write_text("go")
@@ -119,7 +128,9 @@ class TestDyingChildren:
     def test_grandchildren_die_with_their_child(
         self, bench: Make, wait_for: WaitFor, lives: Callable[[int], bool]
     ) -> None:
-        program = "pid = os.fork()\nif not pid:\n    signal.pause()\nprint('grandchild', pid, flush=True)\nserve()"
+        program = (
+            "pid = os.fork()\nif not pid:\n    signal.pause()\nprint('grandchild', pid, flush=True)\nserve()"
+        )
         pool = bench(program)
         (child,) = pool.wait_children(1, State.IDLE)
         grandchild = int(pool.wait_log("grandchild").split()[-1])
@@ -224,7 +235,9 @@ class TestLending:
         line = pool.wait_log('cause="request timeout"')
         assert "signal=SIGKILL" in line
 
-    def test_a_stopped_child_is_ended_too(self, bench: Make, lives: Callable[[int], bool], wait_for: WaitFor) -> None:
+    def test_a_stopped_child_is_ended_too(
+        self, bench: Make, lives: Callable[[int], bool], wait_for: WaitFor
+    ) -> None:
         pool = bench("serve(lambda p: os.kill(os.getpid(), signal.SIGSTOP))", worker_restart_delay="10ms")
         loan = pool.worker().borrow()
         loan.send()
@@ -326,7 +339,7 @@ class TestSeatDeath:
         loan = worker.borrow()
         loan.send()
         worker.channel.close()
-        pool.wait_log("cause=\"its HTTP worker died during a request\"")
+        pool.wait_log('cause="its HTTP worker died during a request"')
         assert pool.wait_children(1, State.IDLE)[0].pid != loan.pid
 
     def test_a_lend_that_was_never_read_comes_back(self, bench: Make) -> None:
@@ -347,7 +360,9 @@ class TestSeatDeath:
             worker.channel.close()
         pool.wait_log('cause="request timeout"')
 
-    def test_its_counters_stay_in_the_totals_and_its_row_is_used_again(self, bench: Make, wait_for: WaitFor) -> None:
+    def test_its_counters_stay_in_the_totals_and_its_row_is_used_again(
+        self, bench: Make, wait_for: WaitFor
+    ) -> None:
         pool = bench()
         worker = pool.worker()
         row = worker.seat.id
@@ -406,7 +421,9 @@ class TestRestart:
     def test_a_new_generation_that_does_not_boot_leaves_the_old_one(
         self, bench: Make, tmp_path: Path, wait_for: WaitFor
     ) -> None:
-        program = f"if os.path.exists({str(tmp_path / 'broken')!r}):\n    sys.exit('syntax error in app')\nserve()"
+        program = (
+            f"if os.path.exists({str(tmp_path / 'broken')!r}):\n    sys.exit('syntax error in app')\nserve()"
+        )
         pool = bench(program, min_pool_size=2, max_pool_size=2)
         old = {child.pid for child in pool.wait_children(2, State.IDLE)}
         (tmp_path / "broken").touch()
@@ -420,7 +437,9 @@ class TestRestart:
         assert again == [None]
         assert not {child.pid for child in pool.wait_children(2, State.IDLE)} & old
 
-    def test_a_busy_child_finishes_its_request_first(self, bench: Make, tmp_path: Path, wait_for: WaitFor) -> None:
+    def test_a_busy_child_finishes_its_request_first(
+        self, bench: Make, tmp_path: Path, wait_for: WaitFor
+    ) -> None:
         os.mkfifo(tmp_path / "gate")
         gate = str(tmp_path / "gate")
         pool = bench(f"serve(lambda p: gate({gate!r}) or b'late')")

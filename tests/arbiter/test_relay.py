@@ -83,7 +83,9 @@ def test_percent_signs_are_only_text(source: Source, log: SlowLog, wait_for: Wai
     wait_for(lambda: log.texts == ["worker-pid=7 100% %s %d"])
 
 
-def test_what_is_left_at_the_end_is_logged_before_its_obituary(relay: Relay, log: SlowLog, wait_for: WaitFor) -> None:
+def test_what_is_left_at_the_end_is_logged_before_its_obituary(
+    relay: Relay, log: SlowLog, wait_for: WaitFor
+) -> None:
     source = Source(relay)
     source.write(b"a\nlast words")
     os.close(source.fd)
@@ -187,7 +189,9 @@ def test_what_is_not_utf_8_is_shown() -> None:
     assert printable(b"caf\xe9 \x1b[31m\tok \xc3\xa9") == "caf\\xe9 \\x1b[31m\tok é"
 
 
-def test_a_log_that_raises_does_not_end_it(relay: Relay, source: Source, log: SlowLog, wait_for: WaitFor) -> None:
+def test_a_log_that_raises_does_not_end_it(
+    relay: Relay, source: Source, log: SlowLog, wait_for: WaitFor
+) -> None:
     real = log.log
 
     def broken(*_: object) -> None:
@@ -199,7 +203,9 @@ def test_a_log_that_raises_does_not_end_it(relay: Relay, source: Source, log: Sl
     wait_for(lambda: log.texts == ["worker-pid=7 kept"])
 
 
-def test_a_fork_waits_for_the_line_being_written_but_not_for_a_stalled_log(relay: Relay, log: SlowLog) -> None:
+def test_a_fork_waits_for_the_line_being_written_but_not_for_a_stalled_log(
+    relay: Relay, log: SlowLog
+) -> None:
     relay.before_fork()
     relay.after_fork()
     log.flows.clear()
