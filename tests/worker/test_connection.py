@@ -1,4 +1,4 @@
-"""A connection on a fake transport: the real Server and its sweeps, a dispatcher that only notes, a set clock."""
+"""A connection on a fake transport: the real Server with its sweeps, a dispatcher, a set clock."""
 
 from __future__ import annotations
 
