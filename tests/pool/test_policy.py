@@ -18,11 +18,13 @@ from poolparty.pool.policy import (
     BUSY_RECALL_PATIENCE,
     MAX_RESTART_DELAY,
     MIN_RESTART_DELAY,
+    RECYCLED,
     Action,
     Cause,
     Check,
     ChildView,
     End,
+    Kill,
     Lend,
     Limits,
     Policy,
@@ -71,6 +73,10 @@ class Child:
     recalled: bool = False  # its seat knows
     cause: Cause | None = None
     slow_to_leave: float = LATENCY
+    spawned: float = 0.0
+    requests: int = 0
+    max_requests: int = 0
+    rss: int = 0
 
 
 @dataclass(eq=False)
@@ -94,6 +100,7 @@ class Pool:
         self.policy = Policy(limits)
         self.now = 1000.0
         self.boot_time: float | None = boot_time  # None: it dies instead
+        self.max_requests = 0  # of the children started from now on
         self.children: dict[int, Child] = {}
         self.seats = {number: Seat(number) for number in range(seats)}
         self.log: list[tuple[float, Action]] = []
@@ -222,6 +229,10 @@ class Pool:
                 served=child.served,
                 last_used=child.last_used,
                 checked=self.now if child.state is State.BOOTING else child.checked,
+                spawned=child.spawned,
+                requests=child.requests,
+                max_requests=child.max_requests,
+                rss=child.rss,
             )
             for child in self.children.values()
         ]
@@ -239,18 +250,22 @@ class Pool:
         policy = self.policy
         if isinstance(action, Spawn):
             assert not policy.stopping
-            child = Child(next(self._numbers), action.generation)
+            child = Child(next(self._numbers), action.generation, spawned=self.now, max_requests=self.max_requests)
             self.children[child.id] = child
             policy.spawned(child.id)
             processes = len(self.children) if policy.restarting else len(self.live())
-            assert processes <= policy.limits.max_size + (policy.limits.surge if policy.restarting else 0)
+            beyond = policy.limits.surge if policy.restarting else int(policy.recycling is not None)
+            assert processes <= policy.limits.max_size + beyond
             if self.boot_time is None:
                 self._later(0.05, lambda: self._boot_failed(child))
             else:
                 self._later(self.boot_time, lambda: self._ready(child))
             return
         child = self.children[action.child]
-        if isinstance(action, End):
+        if isinstance(action, Kill):
+            child.cause = action.cause
+            self.kill(child)
+        elif isinstance(action, End):
             assert child.seat is None
             assert child.running is None
             self._end(child, action.cause)
@@ -284,7 +299,7 @@ class Pool:
             return
         failed_boot = child.state is State.BOOTING
         child.state = next_state(child.state, Event.EXIT)
-        expected = child.cause in (Cause.RESTART, Cause.REMOVED, Cause.UNUSED, Cause.STOP)
+        expected = child.cause in (*RECYCLED, Cause.RESTART, Cause.REMOVED, Cause.UNUSED, Cause.STOP)
         self.policy.child_gone(child.id, child.served, expected, self.now)
         if failed_boot and self.policy.restarting and child.generation == self.policy.generation:
             self.policy.abandon_restart()
@@ -358,6 +373,8 @@ class Pool:
             if child.running is request and self._mine(child, seat):
                 request.answered_at = self.now
                 child.running, child.served = None, True
+                child.requests += 1
+                child.recalled = child.recalled or child.requests == child.max_requests
                 self._free(child, seat)
 
         self._later(request.takes, answered)
@@ -1103,6 +1120,107 @@ def test_stopping_ends_what_the_arbiter_holds_and_starts_nothing() -> None:
     assert decision.actions == [End(1, Cause.STOP), End(2, Cause.STOP), End(6, Cause.STOP)]
 
 
+# --- limits of a child's life ------------------------------------------------------------------------------
+
+
+def test_a_child_is_replaced_at_its_last_request_and_serves_until_its_successor_is_ready() -> None:
+    pool = ready_pool()
+    [old] = pool.live()
+    old.max_requests = 3
+    for _ in range(3):
+        pool.arrive(takes=0.001)
+        pool.advance(0.01)
+    assert not unanswered(pool.requests)
+    assert pool.children[old.id].state in READY_STATES
+    assert len(pool.live()) == 2
+    pool.advance(pool.boot_time or 0)
+    pool.until(lambda: old.id not in pool.children, 1)
+    assert [child.id for child in pool.live()] != [old.id]
+    assert [action.cause for action in pool.actions(End)] == [Cause.MAX_REQUESTS]
+
+
+def test_a_seat_gives_a_child_back_at_its_last_request_however_much_waits() -> None:
+    pool = ready_pool(replace(LIMITS, max_size=1))
+    [old] = pool.live()
+    old.max_requests = 5
+    requests = pool.arrive(takes=0.001, count=200)
+    pool.until(lambda: not unanswered(requests), 2)
+    assert old.id not in pool.children
+    assert all(action.cause is Cause.MAX_REQUESTS for action in pool.actions(End))
+
+
+def test_children_past_their_age_are_replaced_one_at_a_time() -> None:
+    pool = ready_pool(replace(LIMITS, min_size=3, max_age=60.0))
+    old = {child.id for child in pool.live()}
+    pool.advance(59.8)
+    pool.actions()
+    while old & set(pool.children):
+        pool.advance(0.01)
+        assert len(pool.live()) <= 4
+        assert sum(child.state in READY_STATES for child in pool.live()) >= 3
+    assert [action.cause for action in pool.actions(End)] == [Cause.MAX_AGE] * 3
+
+
+def test_a_child_idle_for_too_long_is_replaced_and_a_used_one_is_not() -> None:
+    pool = ready_pool(replace(LIMITS, idle_timeout=10.0))
+    [old] = pool.live()
+    for _ in range(5):
+        pool.advance(6)
+        pool.arrive(takes=0.001)
+    assert old.id in pool.children
+    pool.advance(10.3)
+    assert old.id not in pool.children
+    assert [action.cause for action in pool.actions(End)] == [Cause.IDLE_TIMEOUT]
+
+
+def test_a_child_over_its_memory_limit_finishes_its_request() -> None:
+    pool = ready_pool(replace(LIMITS, memory_limit=100))
+    [old] = pool.live()
+    [request] = pool.arrive(takes=2.0)
+    pool.advance(0.01)
+    old.rss = 101
+    pool.settle()
+    pool.advance(1.0)
+    assert old.running is request
+    pool.advance(1.5)
+    assert request.answered_at is not None
+    assert old.id not in pool.children
+
+
+def test_without_surge_a_child_at_its_limit_goes_before_its_successor_starts() -> None:
+    pool = ready_pool(replace(LIMITS, surge=0, memory_limit=100))
+    [old] = pool.live()
+    old.rss = 101
+    pool.settle()
+    assert len(pool.live()) == 1
+    assert old.id not in [child.id for child in pool.live()]
+
+
+def test_a_child_over_the_last_limit_of_memory_is_killed_in_its_request() -> None:
+    pool = ready_pool(replace(LIMITS, memory_kill=100))
+    [old] = pool.live()
+    [request] = pool.arrive(takes=HOUR)
+    pool.advance(0.01)
+    old.rss = 101
+    pool.settle()
+    assert old.id not in pool.children
+    assert request.answered_at is None
+    assert [type(action) for action in pool.actions(Kill)] == [Kill]
+
+
+def test_a_child_at_its_limit_serves_on_while_no_successor_boots() -> None:
+    pool = ready_pool(replace(LIMITS, memory_limit=100))
+    [old] = pool.live()
+    pool.boot_time = None
+    old.rss = 101
+    pool.settle()
+    pool.advance(20.0)
+    requests = pool.arrive(takes=0.001, count=3)
+    pool.advance(0.1)
+    assert old.id in pool.children
+    assert not unanswered(requests)
+
+
 # --- everything at once ------------------------------------------------------------------------------------
 
 
@@ -1118,6 +1236,10 @@ class PoolMachine(RuleBasedStateMachine):
         health=st.sampled_from([0.5, 10.0, HOUR]),
         delay=st.sampled_from([0.0, 0.1, 1.0]),
         attrition=st.sampled_from([0.3, 120.0]),
+        max_requests=st.sampled_from([0, 1, 5]),
+        max_age=st.sampled_from([0.0, 0.7, 30.0]),
+        idle_timeout=st.sampled_from([0.0, 0.4, 30.0]),
+        memory_kill=st.booleans(),
     )
     def begin(
         self,
@@ -1129,9 +1251,27 @@ class PoolMachine(RuleBasedStateMachine):
         health: float,
         delay: float,
         attrition: float,
+        max_requests: int,
+        max_age: float,
+        idle_timeout: float,
+        memory_kill: bool,
     ) -> None:
-        limits = Limits(low, max(low + more, 1), 0.05, delay, attrition, spare, surge, health)
+        limits = Limits(
+            low,
+            max(low + more, 1),
+            0.05,
+            delay,
+            attrition,
+            spare,
+            surge,
+            health,
+            max_age=max_age,
+            idle_timeout=idle_timeout,
+            memory_limit=100,
+            memory_kill=200 if memory_kill else 0,
+        )
         self.pool = Pool(limits, seats)
+        self.pool.max_requests = max_requests
 
     @rule(seconds=st.sampled_from([0.0001, 0.0003, 0.001, 0.004, 0.02, 0.06, 0.3, 2.0]))
     def time_passes(self, seconds: float) -> None:
@@ -1168,6 +1308,14 @@ class PoolMachine(RuleBasedStateMachine):
     def a_child_will_be_slow_to_leave(self, data: st.DataObject) -> None:
         child = data.draw(st.sampled_from(sorted(self.pool.children)))
         self.pool.children[child].slow_to_leave = 5.0
+
+    @precondition(lambda self: self.pool.children)
+    @rule(data=st.data(), rss=st.sampled_from([50, 101, 201]))
+    def a_child_grows(self, data: st.DataObject, rss: int) -> None:
+        child = self.pool.children[data.draw(st.sampled_from(sorted(self.pool.children)))]
+        if child.seat is None or child in self.pool.seats[child.seat].leases:
+            child.rss = rss
+            self.pool.settle()
 
     @rule(count=st.integers(-1, 9))
     def spawn_workers(self, count: int) -> None:
@@ -1214,6 +1362,10 @@ class PoolMachine(RuleBasedStateMachine):
             return
         pool = self.pool
         pool.boot_time = 0.1
+        pool.max_requests = 0
+        for child in pool.children.values():
+            child.max_requests = child.rss = 0
+        pool.policy.set_limits(replace(pool.policy.limits, max_age=0.0, idle_timeout=0.0))
         pool.settle()
         work = sum(request.takes for request in unanswered(pool.requests))
         # A wave that was to fail has the longest back-off before it, and slow leavers take their time.
