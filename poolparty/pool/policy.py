@@ -380,7 +380,9 @@ class Policy:
             new = sum(child.generation == self.generation for child in staying)
             missing = min(self.target + self.limits.surge - processes, self.target - new)
         else:
-            missing = min(missing + self._surge, self.limits.max_size + self._surge - len(live))
+            recycled = self.recycling is not None or any(c in RECYCLED for c in self.retiring.values())
+            beyond = int(recycled and self.limits.surge > 0)
+            missing = min(missing + self._surge, self.limits.max_size + beyond - len(live))
         if missing <= 0:
             return
         if now < self._not_before:
@@ -394,7 +396,8 @@ class Policy:
         if self.restarting:
             return
         missing = self.target - (len(live) - len(leaving))
-        for child in [child for child in leaving if child.seat is not None][: max(missing, 0)]:
+        kept = [c for c in leaving if c.seat is not None and self.retiring[c.id] not in RECYCLED]
+        for child in kept[: max(missing, 0)]:
             del self.retiring[child.id]
 
     def _restart(self, staying: list[ChildView]) -> None:

@@ -254,7 +254,8 @@ class Pool:
             self.children[child.id] = child
             policy.spawned(child.id)
             processes = len(self.children) if policy.restarting else len(self.live())
-            beyond = policy.limits.surge if policy.restarting else int(policy.recycling is not None)
+            recycled = policy.recycling or RECYCLED & set(policy.retiring.values())
+            beyond = policy.limits.surge if policy.restarting else int(bool(recycled))
             assert processes <= policy.limits.max_size + beyond
             if self.boot_time is None:
                 self._later(0.05, lambda: self._boot_failed(child))
