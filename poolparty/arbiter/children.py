@@ -246,6 +246,14 @@ def start(recipe: Recipe, file_limit: int | None) -> Process:
         output_r, output_w = _pipe(fds)
         for fd in (stdin_w, fd3_r, output_r):
             os.set_blocking(fd, False)
+        if recipe.user is not None or recipe.group is not None:
+            # Whoever opens /dev/fd/3 or /dev/stdout opens the pipe anew, with the rights on its inode.
+            for fd in (stdin_r, fd3_w, output_w):
+                os.fchown(
+                    fd,
+                    -1 if recipe.user is None else recipe.user,
+                    -1 if recipe.group is None else recipe.group,
+                )
         popen = subprocess.Popen(
             [
                 *(sys.executable, "-I", "-S", LAUNCHER, str(fd3_w), str(os.getpid())),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import resource
 import signal
@@ -103,6 +104,14 @@ def test_another_user_gets_none_of_roots_groups() -> None:
     what = Recipe(("id",), dict(os.environ), "/", 65534, 65534, (65534,), -1)
     code, text = run(what)
     assert code == 0 and "uid=65534" in text and "gid=65534" in text and "root" not in text
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may change to another user")
+def test_another_user_can_open_its_pipes_by_name() -> None:
+    """Janet opens /dev/fd/3, shell scripts /dev/stderr: that needs the rights on the pipe itself."""
+    command = "exec 4>/dev/fd/3 5</dev/fd/0; echo fine >/dev/stderr"
+    what = dataclasses.replace(recipe("sh", "-c", command), user=65534, group=65534, groups=(65534,))
+    assert run(what) == (0, "fine\n")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may change to another user")
