@@ -77,6 +77,7 @@ class Lease:
         "left",
         "number",
         "outstanding",
+        "paused",
         "pid",
         "reader",
         "reading",
@@ -101,6 +102,7 @@ class Lease:
         self.recalled = False
         self.in_ring = False  # it is among those that may be given a request ahead
         self.reading = False
+        self.paused = 0.0  # when it was made to wait, time.monotonic()
         self.begun = False  # the head of a large response has gone to the client
         self.discarding = False  # a large response that nobody wants any more is read to its end
         base = dispatcher.board.child_base(lend.slot)
@@ -116,11 +118,17 @@ class Lease:
         if not self.reading and self.number in self.dispatcher.leases:
             self.reading = True
             self.dispatcher.loop.add_reader(self.stdout, self.on_readable)
+            if self.outstanding:
+                # What it waited for its client is not its own time.
+                request = self.outstanding[0]
+                request.started += monotonic() - self.paused
+                self.dispatcher.times[self._started] = request.started
 
     def pause_reading(self) -> None:
         """Let the child wait: its client does not read. Never while others wait behind: that client's answer is buffered."""
         if self.reading and len(self.outstanding) < 2:
             self.reading = False
+            self.paused = monotonic()
             self.dispatcher.loop.remove_reader(self.stdout)
 
     def run(self, request: Request, now: float) -> bool:
@@ -436,7 +444,7 @@ class Dispatcher:
                     self.give_back(lease, Reason.BROKEN)
                     return
             else:
-                if not self.pace.steady or not lease.may_run_ahead():
+                if self.idle or not self.pace.steady or not lease.may_run_ahead():
                     break
                 request = next(iter(queue))
                 if not may_be_ahead(request) or not lease.run_ahead(request):
@@ -470,16 +478,16 @@ class Dispatcher:
         self.server.log.log(level, 'msg="worker broken" worker-pid=%d reason="%s"', lease.pid, why)
         request = self._take_off(lease, Reason.BROKEN)
         connection = request.connection if request is not None else None
-        if request is None or connection is None:
-            return
-        if lease.begun:
-            connection.cut_response(request)
-        elif request.retryable and not request.retried:
-            request.retried = True
-            self.words[self._retried] += 1
-            self._retry(request)
-        else:
-            connection.fail(request, 502)
+        if request is not None and connection is not None:
+            if lease.begun:
+                connection.cut_response(request)
+            elif request.retryable and not request.retried:
+                request.retried = True
+                self.words[self._retried] += 1
+                self._put_back(request)
+            else:
+                connection.fail(request, 502)
+        self._serve_idle()
 
     def _take_off(self, lease: Lease, reason: Reason) -> Request | None:
         """Give a child back that is at fault. Returns what it ran; what was written behind that goes back to the queue's front."""
@@ -492,14 +500,10 @@ class Dispatcher:
                 self._put_back(waiting)
         return request
 
-    def _retry(self, request: Request) -> None:
-        """Run a request once more, before those that came after it."""
-        while self.idle:
-            lease = self.idle.pop()
-            if lease.run(request, monotonic()):
-                return
-            self.give_back(lease, Reason.BROKEN)
-        self._put_back(request)
+    def _serve_idle(self) -> None:
+        """Give what was put back to idle children: no answer is due from them that would do it."""
+        while self.queue and self.idle:
+            self.run_next(self.idle.pop())
 
     def sweep(self, now: float) -> None:
         """Enforce the time limits: requests that waited too long for a child, children that run for too long."""
@@ -534,6 +538,7 @@ class Dispatcher:
                 request.connection.cut_response(request)
             else:
                 request.connection.fail(request, 504)
+        self._serve_idle()
 
     # --- leases --------------------------------------------------------------------------------------------
 
