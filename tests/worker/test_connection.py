@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from gunicorn.config import Config
 from hypothesis import given
 from hypothesis import strategies as st
 
+from poolparty.settings import Options
 from poolparty.stats.scoreboard import COUNTER_INDEX, Scoreboard
 from poolparty.wire.frames import HTTPRequest, ResponseHead, decode_request
 from poolparty.worker import connection as connection_module
@@ -32,6 +35,18 @@ READ_TIMEOUT, WRITE_TIMEOUT, KEEPALIVE = 60.0, 30.0, 75.0
 MAX_BODY = 100_000
 LINE_LIMIT, FIELDS_LIMIT, FIELD_LIMIT = 200, 10, 300
 HEAD_LIMIT = LINE_LIMIT + FIELDS_LIMIT * (FIELD_LIMIT + 4)
+
+
+CFG = Config()
+CFG.set("pool_cmd", ["true"])
+DEFAULTS = Options.from_cfg(CFG)
+
+
+class Settings(SimpleNamespace):
+    """gunicorn's settings, some of them changed."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(CFG, name)
 
 
 class Clock:
@@ -154,28 +169,16 @@ class Side:
 
     def __init__(self, **changes: Any) -> None:
         cfg: dict[str, Any] = {
-            "is_ssl": False,
-            "header_map": "drop",
-            "forwarder_headers": [],
-            "secure_scheme_headers": {},
             "limit_request_line": LINE_LIMIT,
             "limit_request_fields": FIELDS_LIMIT,
             "limit_request_field_size": FIELD_LIMIT,
             "keepalive": KEEPALIVE,
             "worker_connections": 100,
-            "forwarded_allow_ips": ["127.0.0.1"],
-            "statsd_host": None,
         }
         options: dict[str, Any] = {
             "max_request_body_size": MAX_BODY,
             "request_read_timeout": READ_TIMEOUT,
             "request_write_timeout": WRITE_TIMEOUT,
-            "request_backlog": 10,
-            "worker_spawn_timeout": 0.05,
-            "worker_rendezvous_timeout": 60.0,
-            "worker_request_timeout": 60.0,
-            "pool_prefetch": 1,
-            "response_buffer_size": 1 << 20,
         }
         for name, value in changes.items():
             (cfg if name in cfg else options)[name] = value
@@ -187,7 +190,7 @@ class Side:
         loop: Any = SimpleNamespace(add_reader=lambda *args: None)
         for module in (connection_module, server_module):
             module.monotonic = self.clock  # type: ignore[attr-defined]
-        self.server = Server(SimpleNamespace(**cfg), SimpleNamespace(**options), self.log, seat, loop, list)  # type: ignore[arg-type]
+        self.server = Server(Settings(**cfg), replace(DEFAULTS, **options), self.log, seat, loop, list)  # type: ignore[arg-type]
         self.dispatcher: Any = FakeDispatcher()
         self.server.dispatcher = self.dispatcher
         self._answered = 0

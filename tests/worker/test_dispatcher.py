@@ -8,12 +8,15 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from gunicorn.config import Config
 
 from poolparty.errors import AnswerError
+from poolparty.settings import Options
 from poolparty.stats.scoreboard import COUNTER_INDEX, ChildWord, PoolWord, Scoreboard, SeatWord
 from poolparty.wire import seat as messages
 from poolparty.wire.frames import (
@@ -32,9 +35,13 @@ from poolparty.worker.dispatcher import PACE_WINDOW, SLOW_ALLOWED, SLOW_ANSWER, 
 from poolparty.worker.request import Request
 
 DEADLINE = 10.0
-LIMIT = 60.0
-PATIENCE = 0.05 + 60.0
 BACKLOG = 4
+
+CFG = Config()
+CFG.set("pool_cmd", ["true"])
+DEFAULTS = Options.from_cfg(CFG)
+LIMIT = DEFAULTS.worker_request_timeout
+PATIENCE = DEFAULTS.worker_spawn_timeout + DEFAULTS.worker_rendezvous_timeout
 
 
 class FakeConnection:
@@ -166,13 +173,7 @@ class Pool:
     """A dispatcher, its event loop, and the arbiter's end of its channel."""
 
     def __init__(self, **changes: Any) -> None:
-        options = {
-            "pool_prefetch": 1,
-            "request_backlog": BACKLOG,
-            "worker_spawn_timeout": 0.05,
-            "worker_rendezvous_timeout": 60.0,
-            "worker_request_timeout": LIMIT,
-        }
+        options = replace(DEFAULTS, **{"pool_prefetch": 1, "request_backlog": BACKLOG} | changes)
         self.now = 1000.0
         self.loop = asyncio.new_event_loop()
         self.failures: list[dict[str, Any]] = []
@@ -184,7 +185,7 @@ class Pool:
         self.log: list[str] = []
         self.orphaned = False
         server = SimpleNamespace(
-            options=SimpleNamespace(**options | changes),
+            options=options,
             log=SimpleNamespace(
                 log=lambda level, text, *args: self.log.append(text % args),
                 error=lambda text, *args: self.log.append(text % args),
