@@ -93,6 +93,21 @@ worker_class = "poolparty.GWorker"
 # The largest request body, in bytes; a larger one is answered 413.
 # max_request_body_size = 4194304
 
+# A directory whose files are served below static_url_prefix, before any child is asked.
+# static_root = "/srv/app/static"
+
+# Where the files of static_root appear.
+# static_url_prefix = "/static/"
+
+# Send static files compressed to clients that can take it.
+# static_compress = False
+
+# Compress static files by gzip only.
+# static_no_brotli = False
+
+# Where the compressed copies of static files are kept that are made at first use.
+# static_cache_dir = "/var/cache/poolparty"
+
 # gunicorn's own.
 
 # Addresses to serve on; `poolparty` serves on this one by default.

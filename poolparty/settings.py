@@ -177,14 +177,41 @@ def parse_socket_path(value: object) -> str:
     return path
 
 
+def parse_directory(value: object) -> str | None:
+    if value is None:
+        return None
+    path = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise ValueError("this is no path; give the name of a directory")
+    return path
+
+
+def parse_prefix(value: object) -> str:
+    """With the slash at its end that belongs there."""
+    if not isinstance(value, str) or not re.fullmatch(r"/[^?#%\x00-\x20\x7f]*", value):
+        raise ValueError("this is no prefix of a path; give one that begins with a slash, as /static/")
+    return value if value.endswith("/") else value + "/"
+
+
+def parse_flag(value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.strip().lower() in ("true", "false"):
+        return value.strip().lower() == "true"
+    raise ValueError("this is on or off; give True or False")
+
+
 @dataclass(frozen=True)
 class Option:
-    """One row: a raw default, how a raw value is parsed, what to tell a user (a short sentence, then why)."""
+    """One row: a raw default, how a raw value is parsed, what to tell a user (a short sentence, then why).
+
+    meta: what the help calls the value; None for a flag that takes none.
+    """
 
     name: str
     default: str | int | None
     parse: Callable[[Any], Any]
-    meta: str
+    meta: str | None
     text: str
     example: str | None = None  # where the default is None, for conf/annotated.py
 
@@ -394,6 +421,41 @@ OPTIONS = (
         A body is held in memory until its request is answered, so this times the requests at once has to fit.
         The protocol's frames hold just under 2 GiB.""",
     ),
+    Option(
+        "static_root", None, parse_directory, "DIRECTORY", example="/srv/app/static",
+        text="""A directory whose files are served below static_url_prefix, before any child is asked.
+
+        Relative to `chdir`. Hidden files, and links that lead out of the directory, are not served; a
+        directory has no page. docs/static-files.md says more.""",
+    ),
+    Option(
+        "static_url_prefix", "/static/", parse_prefix, "PATH",
+        text="""Where the files of static_root appear.
+
+        What is below it never reaches a child, not even if there is no such file.""",
+    ),
+    Option(
+        "static_compress", False, parse_flag, None,
+        text="""Send static files compressed to clients that can take it.
+
+        A copy beside a file (`app.css.br`, `app.css.gz`), as the command `poolparty-compress` makes them,
+        is used if it is not older than the file; otherwise one is made at first use, in static_cache_dir.
+        Without this, files are sent as they are.""",
+    ),
+    Option(
+        "static_no_brotli", False, parse_flag, None,
+        text="""Compress static files by gzip only.
+
+        Brotli makes them smaller, and browsers take it over HTTPS alone.""",
+    ),
+    Option(
+        "static_cache_dir", None, parse_directory, "DIRECTORY", example="/var/cache/poolparty",
+        text="""Where the compressed copies of static files are kept that are made at first use.
+
+        It is made if it is missing, and has to be one that HTTP workers can write. By default it is a
+        directory of the user's own in the temporary one; nothing is lost with it but the time to make
+        them again. It is kept below 512 MiB.""",
+    ),
 )  # fmt: skip
 
 
@@ -429,6 +491,11 @@ class Options:
     request_write_timeout: float
     request_backlog: int
     max_request_body_size: int
+    static_root: str | None
+    static_url_prefix: str
+    static_compress: bool
+    static_no_brotli: bool
+    static_cache_dir: str | None
 
     @classmethod
     def from_cfg(cls, cfg: Config) -> Options:
@@ -602,6 +669,8 @@ def prepare(cfg: Config) -> Options:
     options = Options.from_cfg(cfg)
     _set_bind(cfg, options)
     _check_program(cfg, options)
+    if options.static_root is not None:
+        _check_static_root(cfg, options.static_root)
     heartbeats = cfg.settings["worker_tmp_dir"].get()
     if heartbeats is not None and not os.access(heartbeats, os.W_OK | os.X_OK):
         wrong = "no file can be made there; give a directory that can be written, as /dev/shm"
@@ -646,6 +715,13 @@ def _check_program(cfg: Config, options: Options) -> None:
     else:
         return
     raise ConfigError(complaint("pool_cmd", shlex.join(options.pool_cmd), wrong))
+
+
+def _check_static_root(cfg: Config, root: str) -> None:
+    folder = os.path.join(cfg.settings["chdir"].get(), root)
+    if not os.path.isdir(folder):
+        wrong = f"there is no directory {os.path.normpath(folder)}; give the one that holds the files"
+        raise ConfigError(complaint("static_root", root, wrong))
 
 
 def _check_tls(cfg: Config) -> None:
@@ -717,7 +793,8 @@ def _add_to_own_group(setting: Any, parser: Any) -> None:
     if group is None:
         group = parser.poolparty_group = parser.add_argument_group(SECTION)
     default = "" if setting.default is None else f" [{setting.default}]"
-    group.add_argument(*setting.cli, dest=setting.name, metavar=setting.meta, help=setting.short + default)
+    value = {"metavar": setting.meta} if setting.meta else {"action": "store_const", "const": True}
+    group.add_argument(*setting.cli, dest=setting.name, help=setting.short + default, **value)
 
 
 def _given(cfg: Config) -> dict[str, int]:
@@ -814,7 +891,8 @@ def settings_md() -> str:
     for option in OPTIONS:
         default = "none" if option.default is None else f"`{option.default}`"
         lines += ["", f"## {option.name}", "", "| flag | default |", "|---|---|"]
-        lines += [f"| `{option.flag} {option.meta}` | {default} |"]
+        flag = option.flag if option.meta is None else f"{option.flag} {option.meta}"
+        lines += [f"| `{flag}` | {default} |"]
         for paragraph in _paragraphs(option.text):
             lines += ["", *textwrap.wrap(paragraph, 118, break_on_hyphens=False, break_long_words=False)]
     lines += [

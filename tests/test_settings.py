@@ -153,6 +153,11 @@ def test_the_defaults_are_those_of_the_original() -> None:
         request_write_timeout=60,
         request_backlog=1024,
         max_request_body_size=4194304,
+        static_root=None,
+        static_url_prefix="/static/",
+        static_compress=False,
+        static_no_brotli=False,
+        static_cache_dir=None,
     )
 
 
@@ -172,6 +177,11 @@ OTHER_VALUES: dict[str, tuple[Any, Any]] = {
     "response_buffer_size": ("65536", 65536),
     "request_backlog": ("7", 7),
     "max_request_body_size": ("0", 0),
+    "static_root": ("files", "files"),
+    "static_url_prefix": ("/files", "/files/"),
+    "static_compress": (True, True),
+    "static_no_brotli": ("true", True),
+    "static_cache_dir": (Path("/var/cache/files"), "/var/cache/files"),
 }
 
 
@@ -215,6 +225,13 @@ BAD = [
     ("pool_cmd", ["sh", 5]),
     ("pool_cmd", ["sh", "a\0b"]),
     ("pool_cmd", 5),
+    ("static_root", ""),
+    ("static_root", 5),
+    ("static_url_prefix", "static/"),
+    ("static_url_prefix", "/static?"),
+    ("static_compress", "sometimes"),
+    ("static_compress", 1),
+    ("static_cache_dir", "a\0b"),
 ]
 
 
@@ -228,6 +245,18 @@ def test_a_bad_value_is_one_sentence_with_the_name_and_the_value(name: str, valu
     assert sentence.endswith(".") and "\n" not in sentence
     if value is not None and len(repr(value)) < 200:
         assert repr(value) in sentence
+
+
+def test_a_static_root_that_is_no_directory_ends_the_start(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    cfg = pool_config(static_root="file", chdir=str(tmp_path))
+    with pytest.raises(ConfigError, match=r"^static_root = 'file': there is no directory .*/file; give "):
+        cfg.validate()
+
+
+def test_the_static_root_is_looked_for_from_chdir(tmp_path: Path) -> None:
+    (tmp_path / "files").mkdir()
+    pool_config(static_root="files", chdir=str(tmp_path)).validate()
 
 
 @pytest.mark.parametrize("nothing", [None, "", "  ", [], (), [""]])

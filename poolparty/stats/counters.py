@@ -23,6 +23,7 @@ COUNTERS: tuple[Counter, ...] = (
     Counter("overloaded", "requests refused with 503: the queue was full, or no child came in time", outcome=True),
     Counter("failed", "requests answered 502: their child died, or its answer could not be used", outcome=True),
     Counter("timed_out", "requests answered 504: their child ran for too long", outcome=True),
+    Counter("static", "requests answered from static_root, or told that nothing is there", outcome=True),
     Counter("abandoned", "requests whose client left before the answer", outcome=True),
     Counter("rejected", "requests refused with a 4xx or 5xx before a child was asked"),
     Counter("retried", "requests that were given to a second child since the first one died"),

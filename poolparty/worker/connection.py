@@ -38,6 +38,7 @@ from poolparty.worker.response import CLOSE, KEEP_ALIVE, Rendered, head_end, own
 if TYPE_CHECKING:
     from poolparty.worker.dispatcher import Lease
     from poolparty.worker.server import Server
+    from poolparty.worker.transfer import Transfer
 
 MAX_PIPELINED = 16
 """Whole requests that wait behind the one being answered before the connection is read no further."""
@@ -157,7 +158,7 @@ class Connection(asyncio.Protocol):
         self._last = False  # no request is read any more
         self._paused_reading = False
         self._paused_writing = False
-        self._lease: Lease | None = None  # whose large response is passing through
+        self._lease: Lease | Transfer | None = None  # whose large response is passing through
         self._started_response: Rendered | None = None
         self._sent = 0
         self._lingered = 0  # bytes thrown away; also above 0 if the client does not expect the end
@@ -489,6 +490,9 @@ class Connection(asyncio.Protocol):
         self.current = request
         self.phase = Phase.ANSWERING
         self.deadline = NEVER
+        static = self.server.static
+        if static is not None and static.takes(request):
+            return
         if not self.server.dispatcher.submit(request, request.accepted):
             self.fail(request, 503)
 
@@ -558,10 +562,12 @@ class Connection(asyncio.Protocol):
         """A number that changes whenever the client has taken some of what is unsent."""
         return self._sent - self.transport.get_write_buffer_size()
 
-    # --- answers, called by the dispatcher -----------------------------------------------------------------
+    # --- answers, called by the dispatcher and for static files ---------------------------------------------
 
-    def send_response(self, request: Request, head: ResponseHead, body: bytes | memoryview) -> None:
-        """Send a child's whole response."""
+    def send_response(
+        self, request: Request, head: ResponseHead, body: bytes | memoryview, outcome: int = _ANSWERED
+    ) -> None:
+        """Send a child's whole response, or a static file's. outcome: the column of the counter it goes to."""
         server = self.server
         rendered = head.rendered
         if rendered is None or type(rendered) is not Rendered:
@@ -584,13 +590,15 @@ class Connection(asyncio.Protocol):
         self.transport.write(data)
         size = len(data)
         words, base = server.words, server.base
-        words[base + _ANSWERED] += 1
+        words[base + outcome] += 1
         words[base + _BYTES_SENT] += size
         if server.access_log:
             server.log_access(self, request, rendered.status, size, head)
         self._finished(request, size)
 
-    def start_response(self, request: Request, head: ResponseHead, size: int, lease: Lease) -> bool:
+    def start_response(
+        self, request: Request, head: ResponseHead, size: int, lease: Lease | Transfer
+    ) -> bool:
         """Send the head of a large response; its pieces follow. False: HTTP cannot carry it, throw the rest away."""
         server = self.server
         try:
@@ -608,7 +616,13 @@ class Connection(asyncio.Protocol):
         self.transport.write(data)
         return True
 
-    def send_piece(self, request: Request, data: bytes | memoryview, last: bool) -> None:
+    def passed(self, size: int) -> None:
+        """Bytes of a large response's body have gone to the client around the transport."""
+        self._sent += size
+
+    def send_piece(
+        self, request: Request, data: bytes | memoryview, last: bool, outcome: int = _ANSWERED
+    ) -> None:
         """Send the next bytes of a large response's body."""
         rendered = self._started_response
         assert rendered is not None
@@ -621,18 +635,18 @@ class Connection(asyncio.Protocol):
             sent = self._sent
             self._started_response = None
             self._sent = 0
-            self.server.count(_ANSWERED)
+            self.server.count(outcome)
             self.server.add(_BYTES_SENT, sent)
             self.server.log_access(self, request, rendered.status, sent)
             self._finished(request, sent)
 
-    def cut_response(self, request: Request) -> None:
+    def cut_response(self, request: Request, outcome: int = _OUTCOME[502]) -> None:
         """A large response cannot be completed: the client must see that it is cut."""
         rendered = self._started_response
         self._lease = self._started_response = None
         self.current = None
         request.connection = None
-        self.server.count(_OUTCOME[502])
+        self.server.count(outcome)
         self.server.add(_BYTES_SENT, self._sent)
         self.server.log_access(self, request, rendered.status if rendered else 502, self._sent)
         self.transport.abort()

@@ -121,6 +121,8 @@ class GWorker(Worker):
         for connection in list(server.connections):
             connection.transport.abort()
         await asyncio.sleep(0)
+        if server.static is not None:
+            await server.static.close()
 
     async def _tick(self) -> None:
         self.server.tick()

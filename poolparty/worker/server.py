@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from poolparty.settings import Options
     from poolparty.wire.frames import ResponseHead
     from poolparty.worker.request import Request
+    from poolparty.worker.static import StaticFiles
 
 TICK = 0.1
 """Seconds between two sweeps over what waits in the queue and runs in children."""
@@ -77,6 +78,11 @@ class Server:
         self.base = seat.scoreboard.seat_base(seat.id)
         self.words[self.base + SeatWord.PID] = os.getpid()
         self.dispatcher = Dispatcher(self, seat, loop)
+        self.static: StaticFiles | None = None
+        if options.static_root is not None:
+            from poolparty.worker.static import StaticFiles
+
+            self.static = StaticFiles(self, options)
         self.access = AccessLog(log, cfg)
         self.access_log = self.access.enabled
         self.date = b""

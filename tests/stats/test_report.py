@@ -171,6 +171,7 @@ def test_totals_include_http_workers_that_have_gone() -> None:
         "overloaded": 0,
         "failed": 3,
         "timed_out": 0,
+        "static": 0,
         "abandoned": 0,
     }
     assert found["counters"]["bytes_sent"] == 2**40

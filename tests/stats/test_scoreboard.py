@@ -118,4 +118,4 @@ def test_a_forked_process_writes_into_the_same_memory(board: Scoreboard) -> None
 
 def test_every_outcome_is_a_counter() -> None:
     assert set(OUTCOMES) <= set(COUNTER_INDEX)
-    assert OUTCOMES == ("answered", "overloaded", "failed", "timed_out", "abandoned")
+    assert OUTCOMES == ("answered", "overloaded", "failed", "timed_out", "static", "abandoned")
