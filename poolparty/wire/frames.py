@@ -352,6 +352,16 @@ class ResponseReader:
         """Whether it stands between two responses."""
         return not self._body_left and not self._parts
 
+    @property
+    def body_left(self) -> int:
+        """Bytes of a large response's body that are still to come; they may be read past this reader."""
+        return self._body_left
+
+    def passed(self, size: int) -> bool:
+        """So many of them were: whether those were the last. At most body_left."""
+        self._body_left -= size
+        return not self._body_left
+
     def feed(self, data: bytes) -> list[ResponseEvent]:
         """Events in order. FrameError: the framing is broken; what came before it is lost with the child."""
         if self._parts or self._body_left:

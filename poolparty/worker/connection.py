@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import os
 import re
 from collections import deque
 from time import monotonic
@@ -106,6 +107,7 @@ class Connection(asyncio.Protocol):
         "_block_origin",
         "_block_start",
         "_completed",
+        "_direct",
         "_error",
         "_fields",
         "_head_size",
@@ -161,6 +163,7 @@ class Connection(asyncio.Protocol):
         self._lease: Lease | Transfer | None = None  # whose large response is passing through
         self._started_response: Rendered | None = None
         self._sent = 0
+        self._direct: int | None = None  # the socket's descriptor, if bytes may go past the transport
         self._lingered = 0  # bytes thrown away; also above 0 if the client does not expect the end
         self._completed: tuple[Request, dict[bytes, bytes], bytes] | None = None  # by the data being parsed
         self._reused = False  # more than one request has come
@@ -178,6 +181,9 @@ class Connection(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
         self.address, self.trusted = self.server.peer(self.transport)
         self.remote = encode_string(self.address.encode())
+        if self.scheme == b"http":
+            peer = transport.get_extra_info("socket")
+            self._direct = peer.fileno() if peer is not None else None
         self.deadline = monotonic() + self.server.read_timeout
         self.server.opened(self)
 
@@ -629,7 +635,7 @@ class Connection(asyncio.Protocol):
         if last:
             self._lease = None  # writing may call pause_writing, and what the child runs next is not ours
         if not (request.is_head or rendered.bodiless):
-            self.transport.write(data)
+            self._write_piece(data)
             self._sent += len(data)
         if last:
             sent = self._sent
@@ -639,6 +645,23 @@ class Connection(asyncio.Protocol):
             self.server.add(_BYTES_SENT, sent)
             self.server.log_access(self, request, rendered.status, sent)
             self._finished(request, sent)
+
+    def _write_piece(self, data: bytes | memoryview) -> None:
+        """Write what the caller's buffer holds, which is the caller's again afterwards.
+
+        The transport would keep a reference, so what it gets is a copy. But where nothing stands before them the socket
+        takes bytes as they are, and mostly all of them.
+        """
+        transport = self.transport
+        if self._direct is not None and not transport.get_write_buffer_size():
+            try:
+                sent = os.write(self._direct, data)
+            except OSError:
+                sent = 0  # full, or broken: the transport will find out which
+            if sent == len(data):
+                return
+            data = data[sent:]
+        transport.write(bytes(data))
 
     def cut_response(self, request: Request, outcome: int = _OUTCOME[502]) -> None:
         """A large response cannot be completed: the client must see that it is cut."""

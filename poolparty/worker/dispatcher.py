@@ -12,10 +12,12 @@ each request. The arbiter never waits for us, nor we for it.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
 import os
 import select
 import socket
+import termios
 from collections import OrderedDict, deque
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -39,6 +41,15 @@ WANT_DELAY = 0.005
 
 WANT_DELAY_MAX = 0.040
 """Seconds: the arbiter is told again after twice the time each, up to this, since a child may stand idle elsewhere."""
+
+PASSAGE_SIZE = 256 * 1024
+"""Bytes of the buffer that large bodies pass through: it stays in the processor's cache."""
+
+LARGE_PIPE = 1024 * 1024
+"""Bytes of a pipe that large responses come through, if the kernel allows it (fs.pipe-max-size)."""
+
+PIPE_BUDGET = 32 * LARGE_PIPE
+"""Bytes of such pipes in one HTTP worker: a user's are limited (fs.pipe-user-pages-soft, 64 MiB by default)."""
 
 NEVER = float("inf")
 
@@ -73,6 +84,7 @@ class Lease:
         "begun",
         "discarding",
         "dispatcher",
+        "enlarged",
         "in_ring",
         "left",
         "number",
@@ -102,6 +114,7 @@ class Lease:
         self.recalled = False
         self.in_ring = False  # it is among those that may be given a request ahead
         self.reading = False
+        self.enlarged = False  # its fd 3 has a large pipe, counted in the budget
         self.paused = 0.0  # when it was made to wait, time.monotonic()
         self.begun = False  # the head of a large response has gone to the client
         self.discarding = False  # a large response that nobody wants any more is read to its end
@@ -205,6 +218,9 @@ class Lease:
 
     def on_readable(self) -> None:
         """The child has answered, or is gone."""
+        if self.reader.body_left:
+            self._pass_on()
+            return
         try:
             data = os.read(self.stdout, READ_SIZE)
         except BlockingIOError:
@@ -236,6 +252,51 @@ class Lease:
         else:
             self._on_events(events)
 
+    def _pass_on(self) -> None:
+        """Take the next bytes of a large response's body from the pipe to the client, through one buffer for all."""
+        dispatcher = self.dispatcher
+        room = dispatcher.passage[: self.reader.body_left]
+        try:
+            size = os.readv(self.stdout, [room])
+        except BlockingIOError:
+            return
+        except OSError:
+            size = 0
+        if not size:
+            dispatcher.broken(self, "it closed fd 3", logging.DEBUG)
+            return
+        last = self.reader.passed(size)
+        request = self.outstanding[0]
+        connection = request.connection
+        discarding = self.discarding or connection is None
+        if last:
+            self.outstanding.popleft()
+            self._answer(request)
+            self.begun = self.discarding = False
+            if not self.outstanding and self._holds_more():
+                dispatcher.broken(self, UNASKED, logging.WARNING)
+            else:
+                self._continue()
+        if not discarding and connection is not None:
+            connection.send_piece(request, room[:size], last)
+
+    def _holds_more(self) -> bool:
+        """Whether the child has written more than was read."""
+        return fcntl.ioctl(self.stdout, termios.FIONREAD, bytes(4)) != bytes(4)
+
+    def _enlarge_pipe(self) -> None:
+        """After a first large response: let the child write more of the next one before it has to wait."""
+        dispatcher = self.dispatcher
+        if self.enlarged or dispatcher.pipe_budget < LARGE_PIPE:
+            return
+        self.enlarged = True
+        try:
+            if fcntl.fcntl(self.stdout, fcntl.F_GETPIPE_SZ) < LARGE_PIPE:
+                fcntl.fcntl(self.stdout, fcntl.F_SETPIPE_SZ, LARGE_PIPE)
+            dispatcher.pipe_budget -= LARGE_PIPE
+        except (OSError, AttributeError):
+            dispatcher.pipe_budget = 0  # the user has no more pages for pipes, or the system no such call
+
     def _on_events(self, events: list[ResponseEvent]) -> None:
         """Several responses, or a part of one."""
         whole: list[tuple[Request, HTTPResponse]] = []
@@ -252,6 +313,7 @@ class Lease:
                 self._answer(request)
                 completed = True
             elif isinstance(event, ResponseStart):
+                self._enlarge_pipe()
                 self.dispatcher.pace.add(NEVER)  # while it passes through, what stands behind it waits
                 self.begun = connection is not None and connection.start_response(
                     request, event.head, event.body_size, self
@@ -386,6 +448,8 @@ class Dispatcher:
         self._retried = self._base + COUNTER_INDEX["retried"]
         options = server.options
         self.prefetch = options.pool_prefetch
+        self.passage = memoryview(bytearray(PASSAGE_SIZE))
+        self.pipe_budget = PIPE_BUDGET
         self._backlog = options.request_backlog
         self._patience = options.worker_spawn_timeout + options.worker_rendezvous_timeout
         self._request_timeout = options.worker_request_timeout
@@ -549,6 +613,8 @@ class Dispatcher:
         if lease in self.idle:
             self.idle.remove(lease)
         lease.close()
+        if lease.enlarged:
+            self.pipe_budget += LARGE_PIPE
         self.words[self._base + SeatWord.LEASES] = len(self.leases)
         self._send(messages.encode(Return(lease.number, reason)))
 

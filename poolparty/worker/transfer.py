@@ -75,7 +75,7 @@ class Transfer:
         transport = connection.transport
         direct = connection.server.scheme != b"https"
         if direct:
-            # The kernel must have all that went through the transport before the first byte that goes around it.
+            # What goes through the transport has to be with the kernel before the first byte that goes around.
             transport.set_write_buffer_limits(high=0)
         try:
             if not connection.start_response(request, head, self._left, self):
@@ -108,6 +108,8 @@ class Transfer:
         """By sendfile, until nothing is left, the client has gone, or it turns out that this file has to be
         read."""
         request = self._request
+        if request.connection is None:
+            return  # and the number of its descriptor may be another connection's by now
         out = os.dup(self._connection.transport.get_extra_info("socket").fileno())
         try:
             while self._left and request.connection is not None:
