@@ -252,7 +252,7 @@ class Policy:
         `children` are all that have a process: the ending ones count where a restart bounds how many may be.
         """
         decision = Decision()
-        live = [child for child in children if child.state in LIVE_STATES]
+        live = self._kill([child for child in children if child.state in LIVE_STATES], decision)
         if self.stopping:
             decision.actions += [End(child.id, Cause.STOP) for child in live if child.seat is None]
             return decision
@@ -260,7 +260,6 @@ class Policy:
         self._keep(live)
         staying = [child for child in live if child.id not in self.retiring]
         self._restart(staying)
-        self._kill(staying, decision)
         self._recycle(now, staying, decision)
         self._trim(staying)
         self._shrink(now, staying, decision)
@@ -422,11 +421,13 @@ class Policy:
         """How many children beyond the size aimed at a recycling asks for."""
         return int(self.recycling is not None and self.limits.surge > 0)
 
-    def _kill(self, staying: list[ChildView], decision: Decision) -> None:
-        """End those that have outgrown worker_memory_kill, in the middle of a request if need be."""
+    def _kill(self, live: list[ChildView], decision: Decision) -> list[ChildView]:
+        """End those that have outgrown worker_memory_kill, in the middle of a request if need be. Returns the others."""
         most = self.limits.memory_kill
-        if most:
-            decision.actions += [Kill(c.id, Cause.MEMORY_KILL) for c in staying if c.rss > most]
+        if not most:
+            return live
+        decision.actions += [Kill(child.id, Cause.MEMORY_KILL) for child in live if child.rss > most]
+        return [child for child in live if child.rss <= most]
 
     def _recycle(self, now: float, staying: list[ChildView], decision: Decision) -> None:
         """Replace a child that has reached one of its limits: one at a time, and only once another is ready for it."""
