@@ -252,7 +252,8 @@ class Policy:
         `children` are all that have a process: the ending ones count where a restart bounds how many may be.
         """
         decision = Decision()
-        live = self._kill([child for child in children if child.state in LIVE_STATES], decision)
+        processes = [child for child in children if child.state in LIVE_STATES]
+        live = self._kill(processes, decision)
         if self.stopping:
             decision.actions += [End(child.id, Cause.STOP) for child in live if child.seat is None]
             return decision
@@ -267,7 +268,7 @@ class Policy:
         staying = [child for child in staying if child.id not in self.retiring]
         checked = self._check(now, staying, decision)
         self._serve(now, [child for child in staying if child.id not in checked], seats, decision)
-        self._replace(now, staying, live, len(children), decision)
+        self._replace(now, staying, processes, len(children), decision)
         return decision
 
     def _serve(
