@@ -21,10 +21,6 @@ from whitenoise import compress as whitenoise
 SUFFIXES = {b"br": ".br", b"gzip": ".gz"}
 """How the copy of each content coding is named, in the order of preference."""
 
-SLACK = 1.0
-"""Seconds that a copy may seem older than its original and still be one: some file systems and archives round
-times."""
-
 BROTLI_AHEAD, BROTLI_LIVE = 11, 5
 """Brotli's quality: its best takes two seconds a megabyte, this one fifteen milliseconds, for 10 % more
 bytes."""
@@ -64,8 +60,12 @@ def write(path: str, data: bytes, mode: int, mtime_ns: int) -> None:
 
 
 def fresh(copy: os.stat_result, original: os.stat_result) -> bool:
-    """Whether a copy is of the original as it is now."""
-    return stat.S_ISREG(copy.st_mode) and copy.st_mtime >= original.st_mtime - SLACK
+    """Whether a copy is of the original as it is now: not older, or only as far as an archive that
+    keeps whole seconds made it so."""
+    if not stat.S_ISREG(copy.st_mode):
+        return False
+    older = original.st_mtime_ns - copy.st_mtime_ns
+    return older <= 0 or (copy.st_mtime_ns % 10**9 == 0 and older < 10**9)
 
 
 def originals(root: str) -> Iterator[str]:
@@ -107,7 +107,7 @@ def compress_beside(path: str, encodings: list[bytes]) -> list[str]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="poolparty-compress",
-        description="Makes compressed copies (.br, .gz) of the files below ROOT, beside them, for --static-compress.",
+        description="Makes compressed copies (.br, .gz) beside the files below ROOT, for --static-compress.",
     )
     parser.add_argument("root", metavar="ROOT", help="the directory that is given to --static-root")
     parser.add_argument("--no-brotli", action="store_true", help="make .gz only")

@@ -75,7 +75,7 @@ class Transfer:
         transport = connection.transport
         direct = connection.server.scheme != b"https"
         if direct:
-            # What goes through the transport has to be with the kernel before the first byte that goes around.
+            # What goes through the transport must be with the kernel before the first byte that goes around.
             transport.set_write_buffer_limits(high=0)
         try:
             if not connection.start_response(request, head, self._left, self):
