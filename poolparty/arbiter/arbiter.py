@@ -13,6 +13,7 @@ calls `check_config` here, which has the hook `when_ready` turn the instance int
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import queue
@@ -34,6 +35,9 @@ from poolparty.settings import Options, serves_a_pool
 
 MAX_BOOT_DELAY = 30.0
 """Seconds between two tries to start HTTP workers that do not boot; the first is after one, then doubled."""
+
+YOUNG = 5.0
+"""Seconds: an HTTP worker that dies younger counts as one that does not work, whatever it has said."""
 
 DRAIN_MARGIN = 5.0
 """Seconds beyond graceful_timeout after which an HTTP worker that drains is killed: it ends itself before."""
@@ -135,6 +139,7 @@ class PoolArbiter(Arbiter):
     def maybe_promote_master(self) -> None:
         """Called first in each round of gunicorn's main loop, and so our part of it too."""
         super().maybe_promote_master()
+        self.reap_workers()  # SIGCHLD only makes it sooner: signals of one kind merge
         if self.pool.failure is not None:
             raise HaltServer(f"The pool thread failed: {self.pool.failure!r}", 1)
         if not self.ready_told and self.pool.ready:
@@ -202,13 +207,13 @@ class PoolArbiter(Arbiter):
             self.spawn_workers()
         serving = self.serving()
         booted = [pid for pid in serving if self.seats[pid].booted]
-        if booted:
-            self.served = True
+        self.served = self.served or bool(booted)
+        now = time.monotonic()
+        if any(now - self.seats[pid].opened_at > YOUNG for pid in booted):
             self.boot_failures = 0
         leaving = serving[: max(len(serving) - self.num_workers, 0)]
         if len(booted) >= self.num_workers:
             leaving += [pid for pid, worker in self.WORKERS.items() if worker.age <= self.stale_age]
-        now = time.monotonic()
         for pid in leaving:
             if pid not in self.draining:
                 self.draining[pid] = now
@@ -282,7 +287,13 @@ class PoolArbiter(Arbiter):
         self.log_worker_exit(pid, status)
         worker.tmp.close()
         self.cfg.child_exit(self, worker)
-        if seat.booted or draining or self.stopping:
+        if draining or self.stopping:
+            return
+        if seat.booted:
+            if time.monotonic() - seat.opened_at < YOUNG:
+                if self.boot_failures:
+                    self.delay_spawning()
+                self.boot_failures = max(self.boot_failures, 1)  # the first is replaced at once
             return
         code = os.waitstatus_to_exitcode(status)
         if not self.served and code == self.WORKER_BOOT_ERROR:
@@ -389,10 +400,8 @@ class PoolArbiter(Arbiter):
     def load_config(self) -> Options | None:
         """Read the configuration anew into self.app.cfg, from where the server was started. None: it cannot
         be used."""
-        try:
+        with contextlib.suppress(OSError):  # gone: what is relative then is relative to where we are
             os.chdir(self.START_CTX["cwd"])
-        except OSError:
-            pass  # gone; what is relative then is relative to where we are
         try:
             self.app.load_default_config()
             self.app.load_config()
@@ -483,10 +492,8 @@ class PoolArbiter(Arbiter):
         return self.quick and not before
 
     def reap_when_stopping(self) -> None:
-        try:
+        with contextlib.suppress(HaltServer):  # it stops already
             self.reap_workers()
-        except HaltServer:
-            pass  # it stops already
 
 
 class _Restored:

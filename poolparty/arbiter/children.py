@@ -12,6 +12,7 @@ not: the two ends of a pipe are two open files.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import pwd
@@ -63,10 +64,8 @@ class Recipe:
             gid = cfg.gid
             groups = (cfg.gid,)
             if cfg.initgroups:
-                try:
+                with contextlib.suppress(KeyError):  # a number without a name has no other groups
                     groups = tuple(os.getgrouplist(pwd.getpwuid(uid).pw_name, cfg.gid))
-                except KeyError:
-                    pass  # a number without a name has no other groups
         return cls(
             command,
             child_environment({**os.environ, **cfg.env}, command),
@@ -174,10 +173,9 @@ class Child:
 
     def signal(self, number: int) -> None:
         """Signal its whole process group; it is ours to signal, since the leader has not been reaped."""
-        try:
+        # Nobody may be left in it; or, on macOS, only the dead.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)
-        except (ProcessLookupError, PermissionError):
-            pass  # nobody is left in it; or, on macOS, only the dead
 
     def has_exited(self) -> bool:
         """Whether it waits to be reaped."""

@@ -17,11 +17,15 @@ import os
 import sys
 from errno import EACCES, ENOENT, ENOEXEC, ENOTDIR
 
+TYPE_CHECKING = False  # typing's constant of this name would cost the import of typing
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 PR_SET_PDEATHSIG = 1
 SIGKILL = 9
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     fd3, parent, nofile, lc_ctype, user, group, groups = argv[1:8]
     command = argv[9:]
     move_to_3(int(fd3))
@@ -36,7 +40,10 @@ def main(argv):
     try:
         become(user, group, groups)
     except OSError as error:
-        say(b"cannot run as user %s, group %s: %s" % (user.encode(), group.encode(), error.strerror.encode()))
+        say(
+            b"cannot run as user %s, group %s: %s"
+            % (user.encode(), group.encode(), str(error.strerror).encode())
+        )
         os._exit(126)
     # Ask the kernel for SIGKILL when the thread that started us ends; a change of user would have cleared it.
     prctl(PR_SET_PDEATHSIG, SIGKILL)
@@ -46,7 +53,7 @@ def main(argv):
     execute(command)
 
 
-def move_to_3(fd):
+def move_to_3(fd: int) -> None:
     if fd == 3:
         os.set_inheritable(3, True)
     else:
@@ -54,7 +61,7 @@ def move_to_3(fd):
     os.closerange(4, 1 << 30)  # one close_range(2) where there is that; Popen has closed nearly all already
 
 
-def give_back_file_limit(soft):
+def give_back_file_limit(soft: int) -> None:
     import resource
 
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -62,7 +69,7 @@ def give_back_file_limit(soft):
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-def become(user, group, groups):
+def become(user: str, group: str, groups: str) -> None:
     if groups != "-":
         os.setgroups([int(number) for number in groups.split(",")])
     if group != "-":
@@ -71,22 +78,22 @@ def become(user, group, groups):
         os.setuid(int(user))
 
 
-def restore_signals():
-    import _signal  # the C half of `signal`, whose other half imports enum
+def restore_signals() -> None:
+    import _signal  # type: ignore[import-not-found]  # the C half of `signal`, whose other half imports enum
 
     _signal.signal(_signal.SIGPIPE, _signal.SIG_DFL)  # Python ignores these two at its start
     _signal.signal(_signal.SIGXFSZ, _signal.SIG_DFL)
     _signal.pthread_sigmask(_signal.SIG_SETMASK, ())  # the pool thread blocks all
 
 
-def find_prctl():
+def find_prctl() -> "Callable[..., object]":
     """Linux has it; elsewhere, and in an interpreter without ctypes, the seats end the children of a dead
     arbiter."""
     if sys.platform.startswith("linux"):
         try:
             import _ctypes  # the ctypes package on top of it costs 4 ms
 
-            address = _ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl")
+            address = _ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl")  # type: ignore[arg-type]
             return lambda *words: _ctypes.call_function(address, (*words, 0, 0, 0))
         except Exception:
             try:
@@ -99,7 +106,7 @@ def find_prctl():
     return lambda *words: None
 
 
-def execute(command):
+def execute(command: list[str]) -> None:
     """As os.execvp, which imports a module in between, when the user we have become may not read it any
     more."""
     program = os.fsencode(command[0])
@@ -108,14 +115,14 @@ def execute(command):
         paths = [
             os.path.join(place, program) for place in os.environb.get(b"PATH", b"/bin:/usr/bin").split(b":")
         ]
-    found = None
+    found = OSError(ENOENT, "")
     for path in paths:
         try:
             os.execv(path, command)
         except OSError as error:
-            if found is None or error.errno not in (ENOENT, ENOTDIR):
+            if error.errno not in (ENOENT, ENOTDIR):
                 found = error
-    why = found.strerror
+    why = str(found.strerror)
     if found.errno == EACCES:
         why = "permission denied"
     elif found.errno == ENOEXEC:
@@ -130,7 +137,7 @@ def execute(command):
     os._exit(127 if found.errno in (ENOENT, ENOTDIR) else 126)
 
 
-def say(line):
+def say(line: bytes) -> None:
     os.write(2, line + b"\n")
 
 

@@ -16,6 +16,7 @@ in pool/policy.py.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -120,7 +121,7 @@ class PoolThread:
         if size > room:
             size = room
             self.log.warning(
-                "max_pool_size = %d: there is room for %d children since the start; restart the server for more",
+                "max_pool_size = %d: there is room for %d children since the start; restart for more",
                 options.max_pool_size,
                 size,
             )
@@ -225,10 +226,8 @@ class PoolThread:
 
     def wake(self) -> None:
         """Have the loop take a turn. Any thread, and signal handlers."""
-        try:
+        with contextlib.suppress(OSError):  # full: it will wake; closed: it has ended
             os.write(self._wake_w, b"x")
-        except OSError:
-            pass  # full: it will wake; closed: it has ended
 
     # --- called by the control socket, in the pool thread ---------------------------------------------------
 
@@ -447,9 +446,7 @@ class PoolThread:
         if child.state is State.IDLE:
             silent = child.silent()
             if not silent:
-                self.end(
-                    child, Cause.BROKEN, "it wrote to fd 3, or closed it, while nothing was asked of it"
-                )
+                self.end(child, Cause.BROKEN, "it wrote to fd 3, or closed it, while nothing was asked of it")
         else:
             self._listen(child, time.monotonic())
 

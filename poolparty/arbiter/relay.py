@@ -11,6 +11,7 @@ Runs in the arbiter. `attach`, `finish` and `Relay.log` may be called from any t
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
@@ -223,10 +224,8 @@ class Relay:
             self._take(stream, stream.rest())
             self._report_dropped(stream)
             if self._epoll is not None and not self._epoll.closed:
-                try:
+                with contextlib.suppress(OSError):  # end of file was seen, and it was taken out then
                     self._epoll.unregister(stream.fd)
-                except OSError:
-                    pass  # end of file was seen, and it was taken out then
             os.close(stream.fd)
             return list(stream.tail)
 

@@ -56,6 +56,7 @@ class Seat:
         self.arbiter_end.setblocking(False)
         self.worker_end.setblocking(False)
         self.pid: int | None = None
+        self.opened_at = time.monotonic()
         self._pool: PoolThread | None = pool
         # Of use in the arbiter only:
         self.leases: dict[int, Child] = {}

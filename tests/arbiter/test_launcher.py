@@ -1,4 +1,5 @@
-"""What a child finds when it starts: descriptors, group, limits, signals, environment; and its death by its parent's."""
+"""What a child finds when it starts: descriptors, group, limits, signals, environment; and that it dies with
+its parent."""
 
 from __future__ import annotations
 
@@ -78,7 +79,7 @@ def test_no_signal_is_ignored_or_blocked() -> None:
 
 
 def test_the_file_limit_is_given_back() -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     assert run(recipe("sh", "-c", "ulimit -Sn"), 100)[1] == "100\n"
     assert run(recipe("sh", "-c", "ulimit -Sn"), None)[1] == f"{soft}\n"
 
@@ -97,7 +98,7 @@ def test_its_environment_is_the_recipes(environment: dict[str, str]) -> None:
 
 def test_bytes_that_are_no_text_pass_through() -> None:
     word = os.fsdecode(b"\xff\xfe")
-    code, text = run(recipe("printf", "%s", word, X=word))
+    _, text = run(recipe("printf", "%s", word, X=word))
     assert os.fsencode(text) == b"\xff\xfe"
 
 
@@ -123,7 +124,7 @@ def test_another_user_can_open_its_pipes_by_name() -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may change to another user")
 def test_another_user_keeps_the_parent_death_signal() -> None:
-    program = "import ctypes; found = ctypes.c_int(); ctypes.CDLL(None).prctl(2, ctypes.byref(found)); print(found.value)"
+    program = "import ctypes; n = ctypes.c_int(); ctypes.CDLL(None).prctl(2, ctypes.byref(n)); print(n.value)"
     what = Recipe(("/usr/bin/python3", "-c", program), dict(os.environ), "/", 65534, 65534, (65534,), -1)
     assert run(what) == (0, "9\n")
 
@@ -165,7 +166,8 @@ def test_a_start_that_fails_leaves_no_descriptor(tmp_path: Path) -> None:
 def test_it_dies_with_its_parent(wait_for: Callable[..., Any], lives: Callable[[int], bool]) -> None:
     program = (
         "import sys, time; from poolparty.arbiter import children\n"
-        "what = children.Recipe(('sh', '-c', 'echo $$ >&2; while :; do :; done'), {'PATH': sys.argv[1]}, '/', None, None, None, -1)\n"
+        "command = ('sh', '-c', 'echo $$ >&2; while :; do :; done')\n"
+        "what = children.Recipe(command, {'PATH': sys.argv[1]}, '/', None, None, None, -1)\n"
         "process = children.start(what, None)\n"
         "import os; os.set_blocking(process.output, True)\n"
         "print(os.read(process.output, 100).decode(), flush=True); time.sleep(60)\n"

@@ -1,14 +1,14 @@
-"""PoolArbiter in real masters: what gunicorn's own would end or stall, and the start and the end of the whole."""
+"""PoolArbiter in real masters: what gunicorn's own would end or stall, and the start and end of the whole."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -115,10 +115,8 @@ class Server:
 
     def end(self) -> None:
         for pid in self.session():
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
         self.process.wait()
 
 
@@ -307,7 +305,14 @@ class TestReload:
     def test_http_workers_that_do_not_boot_leave_the_old_ones(
         self, server: Any, tmp_path: Path, wait_for: WaitFor
     ) -> None:
-        hook = "def post_fork(arbiter, worker):\n    import os\n    if os.path.exists('broken'): raise ValueError('hook')\n"
+        hook = (
+            "import os
+"
+            "def post_fork(arbiter, worker):
+"
+            "    if os.path.exists('broken'): raise ValueError('hook')
+"
+        )
         (tmp_path / "poolparty.conf.py").write_text(hook)
         one = server()
         one.get()
@@ -361,6 +366,19 @@ class TestForks:
         assert "Worker failed to boot" in one.log
         assert not one.session()
 
+    def test_http_workers_that_die_young_do_not_eat_the_machine(self, server: Any, tmp_path: Path) -> None:
+        (tmp_path / "poolparty.conf.py").write_text(
+            "def post_worker_init(worker):\n"
+            "    import os\n"
+            "    board = worker.seat.scoreboard\n"
+            "    board.words[board.seat_base(worker.seat.id)] = os.getpid()\n"
+            "    os._exit(1)\n"
+        )
+        one = server()
+        one.wait_log("exited with code 1", count=3)
+        time.sleep(0.5)
+        assert one.log.count("Booting worker") <= 3
+
     def test_an_http_worker_that_is_killed_is_replaced(self, server: Any, wait_for: WaitFor) -> None:
         one = server()
         one.get()
@@ -394,10 +412,8 @@ class TestForks:
 def _open_files(pid: int, kind: str) -> list[str]:
     found = []
     for link in Path(f"/proc/{pid}/fd").iterdir():
-        try:
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
             found.append(os.readlink(link))
-        except FileNotFoundError:
-            pass  # closed meanwhile
     return [target for target in found if target.startswith(kind)]
 
 

@@ -463,7 +463,7 @@ class TestRestart:
         pool.wait_children(1, State.IDLE)
         outcome: list[str | None] = []
         for program, expected in (("sys.exit(3)", b"old"), ("serve(lambda p: b'new')", b"new")):
-            cfg = pool.config(pool.cfg.settings["pool_cmd"].get()[:-1] + [_program(pool, program)])
+            cfg = pool.config([*pool.cfg.settings["pool_cmd"].get()[:-1], _program(pool, program)])
             outcome.clear()
             pool.pool.reload(poolparty_options(cfg), cfg, outcome.append)
             wait_for(lambda: outcome)

@@ -1,4 +1,4 @@
-"""Children's output on its way to the log: lines stay whole, nothing forges one, a stalled log stalls nobody."""
+"""Children's output on its way to the log: lines stay whole, none is forged, a stalled log stalls nobody."""
 
 from __future__ import annotations
 
