@@ -306,12 +306,9 @@ class TestReload:
         self, server: Any, tmp_path: Path, wait_for: WaitFor
     ) -> None:
         hook = (
-            "import os
-"
-            "def post_fork(arbiter, worker):
-"
-            "    if os.path.exists('broken'): raise ValueError('hook')
-"
+            "import os\n"
+            "def post_fork(arbiter, worker):\n"
+            "    if os.path.exists('broken'): raise ValueError('hook')\n"
         )
         (tmp_path / "poolparty.conf.py").write_text(hook)
         one = server()
