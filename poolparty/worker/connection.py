@@ -27,6 +27,7 @@ from poolparty.stats.scoreboard import COUNTER_INDEX
 from poolparty.wire.bare import UINT, encode_string, encode_uint
 from poolparty.wire.frames import ResponseHead, encode_headers
 from poolparty.worker.request import (
+    METHODS,
     PLAIN_TARGET,
     SMALL_BODY,
     Request,
@@ -68,7 +69,9 @@ MAX_REMEMBERED = 8 * 1024
 """Bytes of a request's head that a connection keeps to recognise the next one by."""
 
 _PLAIN_LINE = re.compile(rb"(GET|HEAD) (/[%s]*) HTTP/1\.1\r\n" % re.escape(PLAIN_TARGET)).match
-_METHOD_TOKEN = re.compile(rb"\r*\n*[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32} ").match
+_request_methods = re.compile(
+    rb"(?:^|\n)([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) [^ \r\n]+ HTTP/1\.[01]\r\n"
+).findall
 
 SENTENCES = {
     502: "bad gateway: the worker that ran the request failed",
@@ -466,8 +469,12 @@ class Connection(asyncio.Protocol):
                 return cause
             self.server.log.error("the HTTP parser's callback failed", exc_info=cause)
             return RequestError(400, "the request cannot be read")
-        if isinstance(error, httptools.HttpParserInvalidMethodError) and _METHOD_TOKEN(data):
-            return RequestError(501, "the method is not served here")
+        if isinstance(error, httptools.HttpParserInvalidMethodError):
+            # Where in the data it is cannot be seen: a well-formed request line whose method we do not know is meant.
+            if not METHODS.keys() >= set(_request_methods(data)):
+                return RequestError(501, "the method is not served here")
+        if str(error) == "Invalid HTTP version":
+            return RequestError(505, "this version of HTTP is not served here: speak HTTP/1.1")
         if "ransfer-" in str(error) and "Content-Length" not in str(error):
             return RequestError(501, "the only transfer coding served here is chunked, once")
         return RequestError(400, f"the request is malformed: {error}")
@@ -653,6 +660,8 @@ class Connection(asyncio.Protocol):
         takes bytes as they are, and mostly all of them.
         """
         transport = self.transport
+        if transport.is_closing():
+            return  # what was to stand before these bytes may have been dropped
         if self._direct is not None and not transport.get_write_buffer_size():
             try:
                 sent = os.write(self._direct, data)

@@ -216,7 +216,7 @@ def build_request(
 
 def finish_request(request: Request, headers: dict[bytes, bytes], uri: bytes, remote: bytes) -> None:
     """Give a request whose body is complete its frame's head. `remote` is the client's address as a BARE string."""
-    method = _METHODS.get(request.method) or encode_string(request.method)
+    method = METHODS.get(request.method) or encode_string(request.method)
     head = request_head(remote, uri, method, headers, request.body_size)
     if 0 < request.body_size <= SMALL_BODY:
         head = b"".join((head, *request.body))
@@ -227,7 +227,7 @@ def finish_request(request: Request, headers: dict[bytes, bytes], uri: bytes, re
 SMALL_BODY = 16 * 1024
 """Bytes of a body that is joined to its head for a single write: a copy of this size costs less than an iovec's handling."""
 
-_METHODS = {
+METHODS = {
     method: encode_string(method)
     for method in (b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"PATCH", b"OPTIONS")
 }

@@ -60,7 +60,9 @@ class Clock:
 class FakeTransport:
     """What a connection asks of its transport. `unsent`, of what was written, is set by the test."""
 
-    def __init__(self, tls: bool = False, peer: Any = ("10.0.0.1", 5000)) -> None:
+    def __init__(
+        self, tls: bool = False, peer: Any = ("10.0.0.1", 5000), sock: socket.socket | None = None
+    ) -> None:
         self.written = b""
         self.unsent = 0
         self.reading = True
@@ -69,11 +71,11 @@ class FakeTransport:
         self.aborted = False
         self.high = 0
         self._tls = tls
-        self._peer = peer
+        self._extra = {"peername": peer, "socket": sock}
         self.on_write: Any = None
 
     def get_extra_info(self, name: str) -> Any:
-        return self._peer if name == "peername" else None
+        return self._extra.get(name)
 
     def set_write_buffer_limits(self, high: int) -> None:
         self.high = high
@@ -270,7 +272,7 @@ class Side:
         assert self.connection.start_response(request, ResponseHead(200, headers or []), size, lease)  # type: ignore[arg-type]
         return lease
 
-    def piece(self, data: bytes, last: bool) -> None:
+    def piece(self, data: bytes | bytearray, last: bool) -> None:
         request = self.running
         assert request is not None
         if last:
@@ -562,6 +564,11 @@ def test_a_malformed_request_is_refused_and_nothing_behind_it_is_read(
         (505, get(b"/", version=b"2.0")),
         (505, get(b"/", version=b"0.9")),
         (505, b"GET /\r\n\r\n"),
+        (505, get(b"/", version=b"1.2")),
+        (505, get(b"/", version=b"3.0")),
+        (501, get(b"/", method=b"get")),
+        (400, b"BREW\r\n\r\n"),
+        (400, b"BREW\r\n\r\n" + get(b"/smuggled")),
         (413, get(b"/", b"Content-Length: %d" % (MAX_BODY + 1), method=b"POST")),
         (413, get(b"/", b"Content-Length: %d" % (MAX_BODY + 1), b"Expect: 100-continue", method=b"POST")),
     ],
@@ -570,6 +577,17 @@ def test_what_is_not_served_gets_its_status(side: Side, status: int, data: bytes
     side.send(data)
     assert side.statuses() == [status]
     assert side.dispatcher.submitted == []
+
+
+def test_an_unknown_method_is_told_from_nonsense_also_behind_a_good_request(side: Side) -> None:
+    side.send(get(b"/1") + get(b"/2", method=b"BREW"))
+    side.serve()
+    assert side.statuses() == [200, 501]
+    side.transport, side.connection = side.connect()
+    side._read = 0
+    side.send(get(b"/1") + b"BREW\r\n\r\n" + get(b"/2"))
+    side.serve()
+    assert side.statuses() == [200, 400]
 
 
 def test_an_error_about_a_head_request_has_no_body(side: Side) -> None:
@@ -1045,6 +1063,64 @@ def test_of_a_large_answer_without_a_body_only_the_head_is_sent(side: Side, stat
     side.piece(b"world", True)
     assert side.transport.written.endswith(b"\r\n\r\n")
     side.send(get()).answer()
+
+
+@pytest.fixture
+def wired(side: Side) -> Iterator[tuple[Side, socket.socket]]:
+    """A connection whose transport has a socket, and the client's end of it."""
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    far.setblocking(False)
+    side.transport, side.connection = side.connect(sock=near)
+    yield side, far
+    near.close()
+    far.close()
+
+
+def test_pieces_go_past_the_transport_only_while_it_holds_nothing(wired: tuple[Side, socket.socket]) -> None:
+    side, client = wired
+    side.send(get())
+    side.begin(12)
+    side.transport.unsent = 100  # the head, say
+    side.piece(b"one", False)
+    side.transport.unsent = 0
+    side.piece(b"two", False)
+    assert client.recv(100) == b"two"
+    side.transport.unsent = 3
+    side.piece(b"345", False)
+    assert side.transport.written.endswith(b"\r\n\r\none345")
+    side.transport.unsent = 0
+    side.piece(b"end", True)
+    assert client.recv(100) == b"end"
+    assert side.count("bytes_sent") == len(side.transport.written) + 6
+
+
+def test_of_a_piece_that_the_socket_takes_in_part_the_transport_gets_the_rest(
+    wired: tuple[Side, socket.socket],
+) -> None:
+    side, client = wired
+    piece = bytes(range(256)) * 8000
+    side.send(get())
+    side.begin(2 * len(piece))
+    head = len(side.transport.written)
+    buffer = bytearray(piece)
+    side.piece(buffer, False)
+    buffer[:] = bytes(len(buffer))  # it is the caller's again
+    rest = side.transport.written[head:]
+    direct = b""
+    while len(direct) + len(rest) < len(piece):
+        direct += client.recv(1 << 20)
+    assert direct and rest and direct + rest == piece
+
+
+def test_a_closing_transport_is_not_gone_around(wired: tuple[Side, socket.socket]) -> None:
+    side, client = wired
+    side.send(get())
+    side.begin(100)
+    side.transport.abort()
+    side.piece(b"x", False)
+    with pytest.raises(BlockingIOError):
+        client.recv(1)
 
 
 def test_a_client_that_does_not_read_makes_the_child_wait(side: Side) -> None:
