@@ -85,7 +85,9 @@ class Transfer:
                     await self._unpaused()
                     await self._send_directly()
                 finally:
-                    transport.set_write_buffer_limits(high=connection.server.options.response_buffer_size)
+                    if request.connection is not None and not transport.is_closing():
+                        limit = connection.server.options.response_buffer_size
+                        transport.set_write_buffer_limits(high=limit)
             await self._send_through()
         except TimeoutError:
             connection.server.log.info('msg="response write timed out" client="%s"', connection.address)
