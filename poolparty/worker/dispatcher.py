@@ -431,8 +431,8 @@ class Dispatcher:
         self.server = server
         self.loop = loop
         self.board: Scoreboard = seat.scoreboard
-        self.words = self.board.words
-        self.times = self.board.times
+        self.words: memoryview[int] = self.board.words
+        self.times: memoryview[float] = self.board.times
         self.idle: list[Lease] = []
         self.ring: deque[Lease] = deque()  # leases that may have room behind what they run, for taking turns
         self.pace = Pace()
