@@ -165,6 +165,7 @@ def build_request(
     headers: dict[bytes, bytes] = {}
     host: bytes | None = None
     scheme = connection.scheme
+    forwarded: bytes | None = None
     expects_continue = False
     known = rules._known
     for name, value in fields:
@@ -191,10 +192,11 @@ def build_request(
                 if value.lower() != b"100-continue":
                     raise RequestError(417, "the only expectation met here is 100-continue")
                 expects_continue = version == "1.1"
-            elif special is Special.SCHEME:
-                if connection.trusted:
-                    secure = value.lower() == rules.scheme_values[name.lower()]
-                    scheme = b"https" if secure else b"http"
+            elif special is Special.SCHEME and connection.trusted:
+                says = b"https" if value.lower() == rules.scheme_values[name.lower()] else b"http"
+                if forwarded is not None and forwarded != says:
+                    raise RequestError(400, "the fields that tell the scheme contradict each other")
+                scheme = forwarded = says
         if encoded is None:
             continue
         if encoded in headers:

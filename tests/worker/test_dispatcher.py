@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import socket
 import time
@@ -31,7 +32,15 @@ from poolparty.wire.frames import (
 )
 from poolparty.wire.seat import Lend, Reason, Recall, Return, Want
 from poolparty.worker import dispatcher as module
-from poolparty.worker.dispatcher import PACE_WINDOW, SLOW_ALLOWED, SLOW_ANSWER, Dispatcher, Lease, Pace
+from poolparty.worker.dispatcher import (
+    LARGE_PIPE,
+    PACE_WINDOW,
+    SLOW_ALLOWED,
+    SLOW_ANSWER,
+    Dispatcher,
+    Lease,
+    Pace,
+)
 from poolparty.worker.request import Request
 
 DEADLINE = 10.0
@@ -1032,6 +1041,25 @@ def test_a_large_answer_that_http_cannot_carry_is_refused_once(pool: Pool, end: 
     assert client.told == [502]
     assert client.body == b""
     assert other.has_nothing
+
+
+def test_after_a_large_answer_the_childs_pipe_is_larger_while_the_budget_lasts(pool: Pool) -> None:
+    sizes: list[int] = []
+    children = [pool.child() for _ in range(2)]
+    pool.dispatcher.pipe_budget = LARGE_PIPE
+    for child in reversed(children):
+        client = pool.ask()
+        pool.dispatcher.idle.clear()  # the other one is to be next
+        child.receive()
+        child.write(response(LARGE))
+        pool.until(lambda client=client: client.told[-1:] == ["end"])
+        sizes.append(fcntl.fcntl(child.stdout, fcntl.F_GETPIPE_SZ))
+        pool.dispatcher.idle[:] = [pool.dispatcher.leases[children[0].number]]
+    assert sizes[0] >= LARGE_PIPE > sizes[1]
+    assert pool.dispatcher.pipe_budget == 0
+    for child in children:
+        pool.recall(child)
+    assert pool.dispatcher.pipe_budget == LARGE_PIPE
 
 
 # --- writing requests ahead --------------------------------------------------------------------------------

@@ -288,6 +288,14 @@ def test_the_scheme_is_the_connections_unless_a_trusted_proxy_says_otherwise() -
     assert build(fields=forwarded, scheme=b"https", trusted=True)[2] == b"http://h/"
 
 
+def test_a_trusted_proxy_that_contradicts_itself_is_refused_as_gunicorn_does_it() -> None:
+    fields = [(b"Host", b"h"), (b"X-Forwarded-Proto", b"https"), (b"X-Forwarded-Ssl", b"off")]
+    refused(400, fields=fields, trusted=True)
+    assert build(fields=fields)[2] == b"http://h/"
+    agreed = [(b"Host", b"h"), (b"X-Forwarded-Proto", b"https"), (b"X-Forwarded-Ssl", b"on")]
+    assert build(fields=agreed, trusted=True)[2] == b"https://h/"
+
+
 def test_an_underscore_does_not_fake_a_proxys_field() -> None:
     fields = [(b"Host", b"h"), (b"X_Forwarded_Proto", b"https")]
     assert build(fields=fields, trusted=True)[2] == b"http://h/"
