@@ -43,10 +43,11 @@ class Server:
         self.log_file = directory / f"log-{time.monotonic_ns()}"
         self.listens = False
         (directory / "app.py").exists() or (directory / "app.py").write_text(APP)
-        program = f"{before}\nfrom poolparty.cli import main\nmain()"
+        program = directory.parent / f"{self.log_file.name}.py"  # a file, which an upgrade can start again
+        program.write_text(f"{before}\nfrom poolparty.cli import main\nmain()")
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", program, "--listen-address", "unix:http", *options],
+                [sys.executable, str(program), "--listen-address", "unix:http", *options],
                 cwd=directory,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -404,6 +405,62 @@ class TestForks:
         one.signal(signal.SIGTTOU)
         wait_for(lambda: len(one.http_workers()) == 1)
         assert one.get()
+
+
+class TestUpgrade:
+    """USR2 starts a second server on the same sockets; one of the two then leaves."""
+
+    def upgrade(self, one: Server) -> int:
+        one.get()
+        one.signal(signal.SIGUSR2)
+        one.wait_log("worker spawned", count=2)
+        one.wait_log("Booting worker", count=2)
+        (new,) = {
+            int(line.split("(")[1].split(")")[0]) for line in one.log.splitlines() if "Listening" in line
+        } - {one.process.pid}
+        return new
+
+    def ctl(self, one: Server) -> dict[str, str]:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(10)
+            client.connect(str(one.directory / "poolparty.sock"))
+            client.sendall(b"stats\nexit\n")
+            text = client.makefile().read()
+        return dict(line.split("=", 1) for line in text.splitlines() if line.count("=") == 1)
+
+    def test_the_new_server_takes_over(self, server: Any, tmp_path: Path, wait_for: WaitFor) -> None:
+        one = server()
+        new = self.upgrade(one)
+        wait_for(lambda: self.ctl(one)["worker-spawns"] == "1")
+        one.signal(signal.SIGTERM)
+        assert one.wait() == 0
+        assert one.get().startswith("first")
+        assert self.ctl(one)["workers"] == "1", "its control socket is still there"
+        os.kill(new, signal.SIGTERM)
+        wait_for(lambda: not one.session())
+        assert not (tmp_path / "poolparty.sock").exists()
+
+    def test_the_old_server_stays_if_the_new_one_ends(
+        self, server: Any, tmp_path: Path, wait_for: WaitFor
+    ) -> None:
+        one = server()
+        new = self.upgrade(one)
+        os.kill(new, signal.SIGTERM)
+        wait_for(lambda: not Path(f"/proc/{new}").exists())
+        wait_for(lambda: (tmp_path / "poolparty.sock").exists())
+        assert self.ctl(one)["workers"] == "1"
+        assert one.get().startswith("first")
+
+    def test_a_new_server_whose_children_do_not_boot_accepts_nothing(
+        self, server: Any, tmp_path: Path, wait_for: WaitFor
+    ) -> None:
+        one = server()
+        one.get()
+        (tmp_path / "app.py").write_text("raise SystemExit('broken app')")
+        one.signal(signal.SIGUSR2)
+        one.wait_log("worker died before it was ready", count=2)
+        assert one.log.count("Booting worker") == 1
+        assert all(one.get().startswith("first") for _ in range(10))
 
 
 def _open_files(pid: int, kind: str) -> list[str]:
