@@ -571,6 +571,11 @@ class Connection(asyncio.Protocol):
         else:
             self.close()
 
+    @property
+    def unsent(self) -> int:
+        """Bytes that the client has not taken yet."""
+        return self.transport.get_write_buffer_size()
+
     def flushed(self) -> int:
         """A number that changes whenever the client has taken some of what is unsent."""
         return self._sent - self.transport.get_write_buffer_size()

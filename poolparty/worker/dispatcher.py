@@ -48,6 +48,10 @@ PASSAGE_SIZE = 256 * 1024
 LARGE_PIPE = 1024 * 1024
 """Bytes of a pipe that large responses come through, if the kernel allows it (fs.pipe-max-size)."""
 
+MAX_UNSENT = 64 * 1024 * 1024
+"""Bytes that are kept for a slow client while other requests stand behind its own. Beyond it they wait with it,
+until it has read or request_write_timeout has ended it: memory has an end too."""
+
 PIPE_BUDGET = 32 * LARGE_PIPE
 """Bytes of such pipes in one HTTP worker: a user's are limited (fs.pipe-user-pages-soft, 64 MiB by default)."""
 
@@ -139,7 +143,11 @@ class Lease:
 
     def pause_reading(self) -> None:
         """Let the child wait: its client does not read. Never while others wait behind: that client's answer is buffered."""
-        if self.reading and len(self.outstanding) < 2:
+        if len(self.outstanding) < 2:
+            self._pause()
+
+    def _pause(self) -> None:
+        if self.reading:
             self.reading = False
             self.paused = monotonic()
             self.dispatcher.loop.remove_reader(self.stdout)
@@ -279,6 +287,8 @@ class Lease:
                 self._continue()
         if not discarding and connection is not None:
             connection.send_piece(request, room[:size], last)
+            if len(self.outstanding) > 1 and not last and connection.unsent > MAX_UNSENT:
+                self._pause()
 
     def _holds_more(self) -> bool:
         """Whether the child has written more than was read."""

@@ -34,6 +34,7 @@ from poolparty.wire.seat import Lend, Reason, Recall, Return, Want
 from poolparty.worker import dispatcher as module
 from poolparty.worker.dispatcher import (
     LARGE_PIPE,
+    MAX_UNSENT,
     PACE_WINDOW,
     SLOW_ALLOWED,
     SLOW_ANSWER,
@@ -61,6 +62,7 @@ class FakeConnection:
         self.body = b""
         self.lease: Lease | None = None
         self.usable = usable
+        self.unsent = 0
 
     def send_response(self, request: Request, head: ResponseHead, body: bytes | memoryview) -> None:
         request.connection = None
@@ -1234,6 +1236,26 @@ def test_a_slow_client_does_not_hold_up_those_behind_it(pools: Callable[..., Poo
     slow.lease.pause_reading()
     child.write(data[60_000:])
     child.answer(b"two")
+    pool.until(lambda: behind.told)
+    assert slow.body == LARGE and behind.told == [b"two"]
+
+
+def test_but_not_without_end(pools: Callable[..., Pool]) -> None:
+    pool = pools(pool_prefetch=4)
+    pool.hurry()
+    child = pool.child()
+    slow, behind = pool.ask(b"/1"), pool.ask(b"/2")
+    data = response(LARGE)
+    child.write(data[:60_000])
+    assert slow.lease is not None
+    slow.unsent = MAX_UNSENT + 1
+    child.write(data[60_000:61_000])
+    had = len(slow.body)
+    child.write(data[61_000:100_000])
+    assert len(slow.body) == had
+    slow.unsent = 0
+    slow.lease.resume_reading()
+    child.write(data[100_000:]).answer(b"two")
     pool.until(lambda: behind.told)
     assert slow.body == LARGE and behind.told == [b"two"]
 
