@@ -1,0 +1,1 @@
+package ifneeded poolparty 0.1.0 [list source [file join $dir poolparty.tcl]]

@@ -1,0 +1,386 @@
+# The worker library for Tcl programs, 8.6 or later, in Tcl alone:
+#
+#     package require poolparty
+#     proc handler {request} { return {text "hello\n"} }
+#     poolparty::serve handler
+#
+# Runs in the child: requests arrive as frames on descriptor 0, answers leave on descriptor 3, stdout and stderr are
+# free for printing (docs/worker-protocol.md). README.md beside this file says what handlers get and give.
+
+package require Tcl 8.6-
+namespace eval poolparty {
+    namespace export serve header
+
+    variable version 0.1.0
+
+    variable HTTP_REQUEST 0 HEALTH_CHECK_REQUEST 1
+    variable HTTP_RESPONSE 0 READY 1 HEALTH_REPLY 2
+    variable RESPONSE_START 3 RESPONSE_CHUNK 4 RESPONSE_END 5
+
+    variable MAX_FRAME_SIZE 0x7fffffff
+    variable MAX_MESSAGE_SIZE 1000 ;# of a health reply: a line of the log
+    variable TEXT_PLAIN "text/plain; charset=utf-8"
+
+    variable answers {}  ;# the channel to descriptor 3
+    variable streaming 0 ;# whether a response has begun and not ended
+}
+
+# Answer requests until the server closes the pipe; then return. Both arguments are command prefixes.
+#
+# handler gets a request: a dict of method, uri, path, query, headers, body and remote_address. It returns a dict with
+# any of status (200), headers (names and values in turn, a name as often as need be), and one of: text, a string;
+# body, bytes; stream, a command prefix that is called with a command prefix which sends the bytes appended to it.
+# An error in it is written to stderr and answered 500; the process lives on.
+#
+# healthCheck is called now and then while no request runs: if it raises an error, this process is unwell and will be
+# replaced.
+proc poolparty::serve {handler {healthCheck {}}} {
+    variable answers
+    set requests [TakePipes]
+    chan configure stdout -buffering line
+    set offered {}
+    if {[info exists ::env(POOLPARTY_FEATURES)]} {
+        set offered [split $::env(POOLPARTY_FEATURES) ,]
+    }
+    set features {}
+    if {"ready" in $offered} {
+        foreach feature {health-reply stream} {
+            if {$feature in $offered} {
+                lappend features $feature
+            }
+        }
+    }
+    try {
+        if {"ready" in $offered} {
+            SendReady $features
+        }
+        Loop $requests $handler $healthCheck $features
+    } trap {POOLPARTY GONE} {} {
+        catch {close $answers} ;# what is buffered would complain once more
+    } trap {POOLPARTY BROKEN} {message} {
+        puts stderr "poolparty: $message"
+        exit 1
+    }
+}
+
+# The value of a request's header field, by its name in any case.
+proc poolparty::header {request name {default ""}} {
+    set headers [dict get $request headers]
+    if {[dict exists $headers $name]} {
+        return [dict get $headers $name]
+    }
+    dict for {key value} $headers {
+        if {[string equal -nocase $key $name]} {
+            return $value
+        }
+    }
+    return $default
+}
+
+proc poolparty::Loop {requests handler healthCheck features} {
+    variable HTTP_REQUEST
+    variable HEALTH_CHECK_REQUEST
+    while {1} {
+        if {[binary scan [read $requests 4] iu size] != 1} {
+            return
+        }
+        set payload [read $requests $size]
+        if {[string length $payload] < $size} {
+            return
+        }
+        if {![binary scan $payload cu tag]} {
+            Broken "an empty frame"
+        }
+        if {$tag == $HTTP_REQUEST} {
+            Answer $handler [DecodeRequest $payload] [expr {"stream" in $features}]
+        } elseif {$tag == $HEALTH_CHECK_REQUEST && $size == 1} {
+            CheckHealth $healthCheck [expr {"health-reply" in $features}]
+        } else {
+            Broken "a request of a kind this library does not know ($tag)"
+        }
+    }
+}
+
+# ---- Decoding. What breaks the framing could mean anything: it ends the process.
+
+proc poolparty::Broken {what} {
+    throw {POOLPARTY BROKEN} $what
+}
+
+# The uint at `at`, which is moved behind it. More than five bytes are a length beyond any frame.
+proc poolparty::ReadUint {payload atVariable} {
+    upvar 1 $atVariable at
+    set number 0
+    for {set shift 0} {$shift < 35} {incr shift 7} {
+        if {![binary scan $payload @${at}cu byte]} {
+            break
+        }
+        incr at
+        incr number [expr {($byte & 127) << $shift}]
+        if {$byte < 128} {
+            return $number
+        }
+    }
+    Broken "a request with a length that points beyond its frame"
+}
+
+proc poolparty::ReadBytes {payload atVariable} {
+    upvar 1 $atVariable at
+    # Nearly every length is one byte.
+    if {![binary scan $payload @${at}cu size] || $size > 127} {
+        set size [ReadUint $payload at]
+    } else {
+        incr at
+    }
+    set start $at
+    incr at $size
+    return [string range $payload $start $at-1]
+}
+
+proc poolparty::ReadString {payload atVariable} {
+    upvar 1 $atVariable at
+    return [encoding convertfrom utf-8 [ReadBytes $payload at]]
+}
+
+proc poolparty::DecodeRequest {payload} {
+    set at 1
+    set remoteAddress [ReadString $payload at]
+    set uri [ReadString $payload at]
+    set method [ReadString $payload at]
+    set headers {}
+    for {set count [ReadUint $payload at]} {$count > 0} {incr count -1} {
+        set name [ReadString $payload at]
+        dict set headers $name [ReadString $payload at]
+    }
+    set body [ReadBytes $payload at]
+    if {$at != [string length $payload]} {
+        Broken "a request whose lengths do not add up to its frame's"
+    }
+    regexp {^(?:[A-Za-z][A-Za-z0-9+.-]*://[^/?]*)?([^?]*)\??(.*)$} $uri -> path query
+    if {$path eq ""} {
+        set path /
+    }
+    return [dict create method $method uri $uri path $path query $query headers $headers body $body \
+        remote_address $remoteAddress]
+}
+
+# ---- Encoding.
+
+proc poolparty::Uint {number} {
+    set bytes {}
+    while {$number > 127} {
+        lappend bytes [expr {$number & 127 | 128}]
+        set number [expr {$number >> 7}]
+    }
+    lappend bytes $number
+    return [binary format c* $bytes]
+}
+
+proc poolparty::SizedBytes {bytes} {
+    set size [string length $bytes]
+    return [Uint $size]$bytes
+}
+
+proc poolparty::SizedString {text} {
+    return [SizedBytes [encoding convertto utf-8 $text]]
+}
+
+# A frame from its pieces, in one write.
+proc poolparty::Send {args} {
+    variable answers
+    variable MAX_FRAME_SIZE
+    set payload [join $args ""]
+    set size [string length $payload]
+    if {$size > $MAX_FRAME_SIZE} {
+        error "a response of $size bytes is larger than a frame can be ([expr {$MAX_FRAME_SIZE}])"
+    }
+    try {
+        puts -nonewline $answers [binary format i $size]$payload
+        flush $answers
+    } trap {POSIX EPIPE} {message} {
+        throw {POOLPARTY GONE} $message ;# nobody is left to be answered
+    }
+}
+
+proc poolparty::SendReady {features} {
+    variable READY
+    Send [binary format c $READY] [Uint [llength $features]] {*}[lmap feature $features {SizedString $feature}]
+}
+
+# What precedes the body in both kinds of response.
+proc poolparty::EncodeHead {tag status headers} {
+    if {![string is integer -strict $status] || $status < 200 || $status > 599} {
+        error "a response's status is an integer from 200 to 599, not \"$status\""
+    }
+    if {![string is list $headers] || [llength $headers] % 2} {
+        error "a response's headers are a list of names and values in turn, not \"$headers\""
+    }
+    set fields {}
+    foreach {name value} $headers {
+        dict lappend fields $name $value
+    }
+    set head [binary format c $tag][Uint $status][Uint [dict size $fields]]
+    dict for {name values} $fields {
+        append head [SizedString $name] [Uint [llength $values]]
+        foreach value $values {
+            append head [SizedString $value]
+        }
+    }
+    return $head
+}
+
+# Bytes are characters from 0 to 255; another one would be lost without a word.
+proc poolparty::Bytes {value} {
+    if {[regexp {[^\u0000-\u00ff]} $value character]} {
+        error "a response's body is bytes, which \"$character\" is not: use the key text, or encoding convertto"
+    }
+    return $value
+}
+
+# ---- Answering.
+
+proc poolparty::Answer {handler request streams} {
+    variable HTTP_RESPONSE
+    variable TEXT_PLAIN
+    variable streaming
+    set code [catch {Respond [uplevel #0 [list {*}$handler $request]] $streams} result options]
+    if {$code == 0 || $code == 2} {
+        return
+    }
+    if {$code == 1 && [dict get $options -errorcode] eq "POOLPARTY GONE"} {
+        return -options $options $result
+    }
+    Report "[dict get $request method] \"[dict get $request uri]\" failed" $result $options
+    if {$streaming} {
+        exit 1 ;# half of an answer must not pass for a whole one
+    }
+    Send [EncodeHead $HTTP_RESPONSE 500 [list Content-Type $TEXT_PLAIN]] [SizedBytes "internal server error\n"]
+}
+
+proc poolparty::Respond {response streams} {
+    variable HTTP_RESPONSE
+    variable TEXT_PLAIN
+    if {![string is list $response] || [llength $response] % 2} {
+        error "a handler returns a dict with any of status, headers, text, body and stream, not \"$response\""
+    }
+    set status 200
+    set headers {}
+    set body {}
+    dict for {key value} $response {
+        switch -- $key {
+            status { set status $value }
+            headers { set headers $value }
+            text - body - stream {}
+            default { error "a response has status, headers, text, body or stream, not \"$key\"" }
+        }
+    }
+    if {[dict exists $response text]} {
+        set body [encoding convertto utf-8 [dict get $response text]]
+        if {[string is list $headers] && "content-type" ni [lmap {name value} $headers {string tolower $name}]} {
+            lappend headers Content-Type $TEXT_PLAIN
+        }
+    } elseif {[dict exists $response body]} {
+        set body [Bytes [dict get $response body]]
+    } elseif {[dict exists $response stream]} {
+        if {$streams} {
+            Stream $status $headers [dict get $response stream]
+            return
+        }
+        set body [Collect [dict get $response stream]]
+    }
+    Send [EncodeHead $HTTP_RESPONSE $status $headers] [SizedBytes $body]
+}
+
+proc poolparty::Collect {command} {
+    variable collected {}
+    uplevel #0 [list {*}$command [namespace code {CollectChunk}]]
+    return $collected
+}
+
+proc poolparty::CollectChunk {bytes} {
+    variable collected
+    append collected [Bytes $bytes]
+    return
+}
+
+# The head is sent with the first chunk: what fails until then can still be answered 500.
+proc poolparty::Stream {status headers command} {
+    variable HTTP_RESPONSE
+    variable RESPONSE_START
+    variable RESPONSE_END
+    variable streaming
+    set head [EncodeHead $RESPONSE_START $status $headers]
+    uplevel #0 [list {*}$command [namespace code [list SendChunk $head]]]
+    if {!$streaming} {
+        Send [EncodeHead $HTTP_RESPONSE $status $headers] [SizedBytes ""]
+        return
+    }
+    Send [binary format c $RESPONSE_END]
+    set streaming 0
+}
+
+proc poolparty::SendChunk {head bytes} {
+    variable RESPONSE_CHUNK
+    variable streaming
+    if {$bytes eq ""} {
+        return
+    }
+    set bytes [Bytes $bytes]
+    if {!$streaming} {
+        Send $head
+        set streaming 1
+    }
+    Send [binary format c $RESPONSE_CHUNK] [SizedBytes $bytes]
+}
+
+proc poolparty::CheckHealth {healthCheck replies} {
+    variable HEALTH_REPLY
+    variable MAX_MESSAGE_SIZE
+    set ok 1
+    set message ""
+    if {$healthCheck ne "" && [catch {uplevel #0 $healthCheck} message options] == 1} {
+        set ok 0
+        Report "the health check failed" $message $options
+        if {!$replies} {
+            exit 1
+        }
+    }
+    if {$replies} {
+        set message [encoding convertto utf-8 [expr {$ok ? "" : $message}]]
+        if {[string length $message] > $MAX_MESSAGE_SIZE} {
+            # The last character may be cut in two.
+            set message [regsub {[\u00c0-\u00ff][\u0080-\u00bf]*$} [string range $message 0 $MAX_MESSAGE_SIZE-1] ""]
+        }
+        Send [binary format cc $HEALTH_REPLY $ok] [SizedBytes $message]
+    }
+}
+
+# ---- The process.
+
+# The requests' channel; that of the answers is put into its variable. /dev/null takes the place of stdin, so that no
+# program the handler starts finds our requests there and eats them. Tcl cannot close descriptor 3 in such a program.
+proc poolparty::TakePipes {} {
+    variable answers
+    if {[catch {
+        set answers [open /dev/fd/3 wb]
+        set requests [open /dev/fd/0 rb]
+    } reason]} {
+        error "poolparty::serve: unable to open the server's pipes ($reason): this program is started by the server,\
+            poolparty -- tclsh app.tcl"
+    }
+    chan configure $answers -buffering full -buffersize 65536
+    chan configure $requests -buffersize 65536
+    close stdin
+    open /dev/null r ;# the first channel that is opened now is the new stdin
+    return $requests
+}
+
+proc poolparty::Report {what result options} {
+    catch {
+        puts stderr "poolparty: $what"
+        puts stderr [expr {[dict exists $options -errorinfo] ? [dict get $options -errorinfo] : $result}]
+        puts stderr "    (program \"$::argv0\")" ;# a trace names procedures, and no file
+    }
+}
+
+package provide poolparty $poolparty::version
