@@ -1,0 +1,88 @@
+"""The access log: gunicorn's option and format, a line for whatever was answered, and nothing forged."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from client import Client
+from server import Server, wait_until
+
+Serve = Callable[..., Server]
+
+
+def lines(path: Path, count: int) -> list[str]:
+    def found() -> list[str] | None:
+        read = path.read_text().splitlines() if path.exists() else []
+        return read if len(read) >= count else None
+
+    got = wait_until(found, f"{count} lines in the access log")
+    assert got is not None
+    return got
+
+
+def test_each_request_has_a_line(serve: Serve, tmp_path: Path) -> None:
+    log = tmp_path / "access"
+    server = serve("--access-logfile", str(log))
+    server.get("/?a=b", {"User-Agent": "tester", "Referer": "http://r/"})
+    server.ask("POST", "/status?code=404&body=none", b"body")
+    ok, missing = lines(log, 2)
+    assert re.match(
+        r'127\.0\.0\.1 - - \[\d\d/\w{3}/\d{4}:\d\d:\d\d:\d\d [+-]\d{4}\] "GET /\?a=b HTTP/1\.1" 200 \d+ '
+        r'"http://r/" "tester"$',
+        ok,
+    )
+    assert '"POST /status?code=404&body=none HTTP/1.1" 404 ' in missing
+
+
+def test_the_format_is_gunicorns(serve: Serve, tmp_path: Path) -> None:
+    log = tmp_path / "access"
+    form = "%(m)s %(U)s %(q)s %(H)s %(s)s %(a)s %({x-one}i)s %({x-two}o)s %(D)s"
+    server = serve("--access-logfile", str(log), "--access-logformat", form)
+    body = repr((201, {"X-Two": "two"}, b"b")).encode()
+    server.ask("POST", "/answer?q=1", body, {"X-One": "one"})
+    [line] = lines(log, 1)
+    assert re.match(r"POST /answer q=1 HTTP/1\.1 201 - one two \d+$", line)
+
+
+def test_refusals_and_failures_have_a_line_too(serve: Serve, tmp_path: Path) -> None:
+    log = tmp_path / "access"
+    server = serve("--access-logfile", str(log), expected=["worker ended"])
+    with Client(server.address) as client:
+        client.send(b"\0\1\2\r\n\r\n")
+        client.answer()
+    server.ask("POST", "/die", b"")
+    refused, failed = lines(log, 2)
+    assert '" 400 ' in refused
+    assert '"POST /die HTTP/1.1" 502 ' in failed
+
+
+def test_a_client_cannot_write_lines_of_its_own(serve: Serve, tmp_path: Path) -> None:
+    log = tmp_path / "access"
+    server = serve("--access-logfile", str(log))
+    with Client(server.address) as client:
+        client.send(b'GET /%0a%0d?\xff"x" HTTP/1.1\r\nHost: h\r\nUser-Agent: a"b\x1b[31m\xe9\\\r\n\r\n')
+        client.answer()
+    server.get("/last")
+    read = lines(log, 2)
+    assert len(read) == 2
+    assert all(character.isprintable() and character.isascii() for line in read for character in line)
+
+
+def test_the_logs_are_reopened_at_usr1(serve: Serve, tmp_path: Path) -> None:
+    import signal
+
+    log, moved = tmp_path / "access", tmp_path / "access.1"
+    server = serve("--access-logfile", str(log))
+    server.get("/before")
+    lines(log, 1)
+    log.rename(moved)
+    server.signal(signal.SIGUSR1)
+
+    def reopened() -> bool:
+        server.get("/after")
+        return log.exists() and "/after" in log.read_text()
+
+    wait_until(reopened, "a line in the new file")
+    assert "/before" in moved.read_text()
