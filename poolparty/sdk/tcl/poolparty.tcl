@@ -19,6 +19,7 @@ namespace eval poolparty {
 
     variable MAX_FRAME_SIZE 0x7fffffff
     variable MAX_MESSAGE_SIZE 1000 ;# of a health reply: a line of the log
+    variable MAX_HEADS 256 ;# that are kept encoded
     variable TEXT_PLAIN "text/plain; charset=utf-8"
 
     variable answers {}  ;# the channel to descriptor 3
@@ -134,31 +135,36 @@ proc poolparty::ReadBytes {payload atVariable} {
     }
     set start $at
     incr at $size
-    return [string range $payload $start $at-1]
-}
-
-proc poolparty::ReadString {payload atVariable} {
-    upvar 1 $atVariable at
-    return [encoding convertfrom utf-8 [ReadBytes $payload at]]
+    return [string range $payload $start [expr {$at - 1}]]
 }
 
 proc poolparty::DecodeRequest {payload} {
     set at 1
-    set remoteAddress [ReadString $payload at]
-    set uri [ReadString $payload at]
-    set method [ReadString $payload at]
+    set remoteAddress [encoding convertfrom utf-8 [ReadBytes $payload at]]
+    set uri [encoding convertfrom utf-8 [ReadBytes $payload at]]
+    set method [encoding convertfrom utf-8 [ReadBytes $payload at]]
     set headers {}
     for {set count [ReadUint $payload at]} {$count > 0} {incr count -1} {
-        set name [ReadString $payload at]
-        dict set headers $name [ReadString $payload at]
+        set name [encoding convertfrom utf-8 [ReadBytes $payload at]]
+        dict set headers $name [encoding convertfrom utf-8 [ReadBytes $payload at]]
     }
     set body [ReadBytes $payload at]
     if {$at != [string length $payload]} {
         Broken "a request whose lengths do not add up to its frame's"
     }
-    regexp {^(?:[A-Za-z][A-Za-z0-9+.-]*://[^/?]*)?([^?]*)\??(.*)$} $uri -> path query
-    if {$path eq ""} {
-        set path /
+    # http://host/path?query; a regular expression would cost as much as all of the above.
+    set mark [string first ? $uri]
+    if {$mark < 0} {
+        set path $uri
+        set query ""
+    } else {
+        set path [string range $uri 0 [expr {$mark - 1}]]
+        set query [string range $uri [expr {$mark + 1}] end]
+    }
+    set scheme [string first :// $path]
+    if {$scheme >= 0} {
+        set slash [string first / $path [expr {$scheme + 3}]]
+        set path [expr {$slash < 0 ? "/" : [string range $path $slash end]}]
     }
     return [dict create method $method uri $uri path $path query $query headers $headers body $body \
         remote_address $remoteAddress]
@@ -167,6 +173,9 @@ proc poolparty::DecodeRequest {payload} {
 # ---- Encoding.
 
 proc poolparty::Uint {number} {
+    if {$number < 128} {
+        return [binary format c $number]
+    }
     set bytes {}
     while {$number > 127} {
         lappend bytes [expr {$number & 127 | 128}]
@@ -189,7 +198,7 @@ proc poolparty::SizedString {text} {
 proc poolparty::Send {args} {
     variable answers
     variable MAX_FRAME_SIZE
-    set payload [join $args ""]
+    set payload [string cat {*}$args]
     set size [string length $payload]
     if {$size > $MAX_FRAME_SIZE} {
         error "a response of $size bytes is larger than a frame can be ([expr {$MAX_FRAME_SIZE}])"
@@ -207,7 +216,21 @@ proc poolparty::SendReady {features} {
     Send [binary format c $READY] [Uint [llength $features]] {*}[lmap feature $features {SizedString $feature}]
 }
 
-# What precedes the body in both kinds of response.
+# What precedes the body in both kinds of response. Most are constants of the program; those that change with each
+# request fill the cache, which is then emptied.
+proc poolparty::Head {tag status headers} {
+    variable heads
+    variable MAX_HEADS
+    set key [list $tag $status $headers]
+    if {![info exists heads($key)]} {
+        if {[array size heads] >= $MAX_HEADS} {
+            unset heads
+        }
+        set heads($key) [EncodeHead $tag $status $headers]
+    }
+    return $heads($key)
+}
+
 proc poolparty::EncodeHead {tag status headers} {
     if {![string is integer -strict $status] || $status < 200 || $status > 599} {
         error "a response's status is an integer from 200 to 599, not \"$status\""
@@ -231,7 +254,7 @@ proc poolparty::EncodeHead {tag status headers} {
 
 # Bytes are characters from 0 to 255; another one would be lost without a word.
 proc poolparty::Bytes {value} {
-    if {[regexp {[^\u0000-\u00ff]} $value character]} {
+    if {![string is ascii $value] && [regexp {[^\u0000-\u00ff]} $value character]} {
         error "a response's body is bytes, which \"$character\" is not: use the key text, or encoding convertto"
     }
     return $value
@@ -265,30 +288,41 @@ proc poolparty::Respond {response streams} {
     }
     set status 200
     set headers {}
-    set body {}
-    dict for {key value} $response {
+    foreach {key value} $response {
         switch -- $key {
             status { set status $value }
             headers { set headers $value }
-            text - body - stream {}
+            text - body - stream { set $key $value }
             default { error "a response has status, headers, text, body or stream, not \"$key\"" }
         }
     }
-    if {[dict exists $response text]} {
-        set body [encoding convertto utf-8 [dict get $response text]]
-        if {[string is list $headers] && "content-type" ni [lmap {name value} $headers {string tolower $name}]} {
+    if {[info exists text]} {
+        set body [encoding convertto utf-8 $text]
+        if {$headers eq ""} {
+            set headers [list Content-Type $TEXT_PLAIN]
+        } elseif {[string is list $headers] && ![HasContentType $headers]} {
             lappend headers Content-Type $TEXT_PLAIN
         }
-    } elseif {[dict exists $response body]} {
-        set body [Bytes [dict get $response body]]
-    } elseif {[dict exists $response stream]} {
-        if {$streams} {
-            Stream $status $headers [dict get $response stream]
-            return
-        }
-        set body [Collect [dict get $response stream]]
+    } elseif {[info exists body]} {
+        set body [Bytes $body]
+    } elseif {![info exists stream]} {
+        set body ""
+    } elseif {$streams} {
+        Stream $status $headers $stream
+        return
+    } else {
+        set body [Collect $stream]
     }
-    Send [EncodeHead $HTTP_RESPONSE $status $headers] [SizedBytes $body]
+    Send [Head $HTTP_RESPONSE $status $headers] [SizedBytes $body]
+}
+
+proc poolparty::HasContentType {headers} {
+    foreach {name value} $headers {
+        if {[string equal -nocase $name Content-Type]} {
+            return 1
+        }
+    }
+    return 0
 }
 
 proc poolparty::Collect {command} {
