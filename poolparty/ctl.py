@@ -2,7 +2,7 @@
 
 A process of its own, often started from scripts, so it imports neither gunicorn nor psutil. Output goes to
 stdout, an error to stderr. Exit status: 0 for OK, 1 for an error, 2 for a command line that cannot be
-understood.
+understood. `check` and `sdk`, for those who write workers, need no server; they are imported when asked for.
 """
 
 from __future__ import annotations
@@ -16,10 +16,16 @@ from collections.abc import Iterator, Sequence
 
 from poolparty import __version__
 from poolparty.errors import PoolpartyError
-from poolparty.wire.control import COMMANDS, UNKNOWN_COMMAND, join
+from poolparty.wire.control import COMMANDS, UNKNOWN_COMMAND, Command, join
 
 DEFAULT_SOCKET = "./poolparty.sock"
 SOCKET_VARIABLE = "POOLPARTY_CTL_SOCKET"
+
+# What is done here, without a server.
+LOCAL_COMMANDS = (
+    Command("check", "[OPTION …] -- CMD …", "whether the worker CMD keeps the worker protocol"),
+    Command("sdk", "[LANGUAGE [--copy DIR]]", "where a language's worker library is; copy it into a folder"),
+)
 
 USAGE = "usage: poolparty-ctl [--ctl-socket PATH] COMMAND [ARGUMENT …]"
 
@@ -70,15 +76,30 @@ def run(argv: Sequence[str]) -> int:
     if not words:
         print(help_text(), end="", file=sys.stderr)
         return 2
+    if words[0] in {command.name for command in LOCAL_COMMANDS}:
+        return _run_here(words)
     if words[0] not in {command.name for command in COMMANDS}:
         raise UsageError(UNKNOWN_COMMAND)
     return ask(path, words)
 
 
+def _run_here(words: Sequence[str]) -> int:
+    if words[0] == "check":
+        from poolparty.check.command import main as run_check
+
+        return run_check(words[1:])
+    from poolparty.sdk_files import main as run_sdk
+
+    return run_sdk(words[1:])
+
+
 def help_text() -> str:
-    """What --help prints; the commands come from the table that the server answers by."""
-    width = max(len(f"{command.name} {command.arguments}") for command in COMMANDS)
-    lines = [f"  {f'{command.name} {command.arguments}':{width}}  {command.help}" for command in COMMANDS]
+    """What --help prints; a server's commands come from the table that it answers by."""
+    width = max(len(f"{command.name} {command.arguments}") for command in (*COMMANDS, *LOCAL_COMMANDS))
+    lines, local_lines = (
+        [f"  {f'{command.name} {command.arguments}':{width}}  {command.help}" for command in commands]
+        for commands in (COMMANDS, LOCAL_COMMANDS)
+    )
     return "\n".join(
         [
             USAGE,
@@ -87,6 +108,9 @@ def help_text() -> str:
             "",
             "commands:",
             *lines,
+            "",
+            "commands for those who write workers, which need no server:",
+            *local_lines,
             "",
             "options:",
             f"  --ctl-socket PATH  the server's control socket; without it ${SOCKET_VARIABLE} is used,",
