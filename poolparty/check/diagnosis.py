@@ -32,8 +32,8 @@ def payload_fault(payload: bytes, error: FrameError, behind: bytes = b"") -> str
     """What is wrong with a payload that the codec refuses with `error`; `behind` is what followed it."""
     if behind and _parses(payload + behind):
         return (
-    """What is wrong with a payload that the codec refuses with `error`; `behind` is what followed it."""
-            "size is the number of all bytes that follow it"
+            f"the frame's size says {len(payload)}, but its message has {len(payload) + len(behind)} bytes: "
+            "the size is the number of all bytes that follow it"
         )
     return f"{error}: {_guess(payload)}. The payload begins {shown(payload)}"
 
