@@ -86,6 +86,9 @@ def run_case(case: Case, setups: Sequence[Setup], rounds: int, seconds: float) -
                 # Not left out: a server that fails under load has failed this round, and the table says so.
                 tell(f"{case.name}: {setup.label}: FAILED: {failure}")
                 complaints.setdefault(setup.label, []).append(f"failed in round {turn + 1}: {failure}")
+                samples[setup.label].append(
+                    {"failed_errors": 1, "errors": 1}
+                )  # rounds stay beside each other
                 continue
             samples[setup.label].append(sample)
             if lines:

@@ -39,7 +39,7 @@ def spread(samples: Sequence[Sample], name: str) -> float:
     """Half the distance between smallest and largest, as a part of the median: 0.03 is ±3 %."""
     values = [sample[name] for sample in samples if name in sample]
     middle = statistics.median(values) if values else 0.0
-    return (max(values) - min(values)) / 2 / middle if middle else 0.0
+    return (max(values) - min(values)) / 2 / abs(middle) if middle else 0.0
 
 
 def ratio(value: float | None, reference: float | None) -> float | None:
@@ -72,6 +72,7 @@ def number(value: float | None, unit: str = "") -> str:
 
 
 _CAUSES = {
+    "failed_errors": "rounds failed",
     "connect_errors": "not connected",
     "read_errors": "read",
     "write_errors": "write",

@@ -104,7 +104,7 @@ def mixed(server: Server, setup: Setup, seconds: float) -> dict[str, float]:
 
 def idle(server: Server, setup: Setup, seconds: float) -> dict[str, float]:
     """Processor time of the server's own processes while nobody asks; the children's apart."""
-    time.sleep(2)  # what follows the start is no idleness
+    time.sleep(1)  # what follows the start is no idleness
     own, children = _own_and_children(server, setup)
     before = {pid: exact_cpu(pid) for pid in own + children}
     began = time.monotonic()

@@ -22,6 +22,12 @@ START_DEADLINE = 45.0
 
 STOP_DEADLINE = 8.0
 
+QUIET_DEADLINE = 30.0
+QUIET_INTERVAL = 0.2
+QUIET = 0.05
+"""Cores in use below which the start is over: a server answers once its first child does, and 63 may still
+boot."""
+
 TICK = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -162,6 +168,7 @@ class Server:
             for command in self._commands:
                 self._start(command)
             self._wait_until_it_answers()
+            self.wait_until_quiet()
         except BaseException:
             self.stop()
             raise
@@ -204,6 +211,21 @@ class Server:
                 return
             time.sleep(0.02)
         raise ServerFailed(f"did not answer in {START_DEADLINE:g} s{self.last_lines()}")
+
+    def wait_until_quiet(self) -> None:
+        """Until all of it has started; returns in any case after a while, since some servers are never
+        idle."""
+        deadline = time.monotonic() + QUIET_DEADLINE
+        spent, seen = self._spent(), time.monotonic()
+        while seen < deadline:
+            time.sleep(QUIET_INTERVAL)
+            spent_before, seen_before = spent, seen
+            spent, seen = self._spent(), time.monotonic()
+            if abs(spent - spent_before) < QUIET * (seen - seen_before):
+                return
+
+    def _spent(self) -> float:
+        return sum(map(exact_cpu, self.pids()))
 
     def _answers(self) -> bool:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)

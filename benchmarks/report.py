@@ -46,9 +46,6 @@ def case_table(case: Case, result: Mapping[str, Any]) -> Table:
     head = ["", *(_title(main), "±"), *case.compared_with, *map(_title, case.columns[1:]), "errors"]
     rows = []
     for label, taken in samples.items():
-        if not taken:
-            rows.append([label, "failed", *["–"] * (len(head) - 3), "–"])
-            continue
         found = figures.medians(taken)
         row = [label, figures.number(found.get(main.key)), f"{figures.spread(taken, main.key):.0%}"]
         for reference in case.compared_with.values():
@@ -83,8 +80,8 @@ def picture(results: Mapping[str, Any]) -> str:
         column = case.columns[0]
         bars = []
         for label, taken in results["cases"][case.name]["samples"].items():
-            if taken:
-                value = figures.medians(taken)[column.key]
+            value = figures.medians(taken).get(column.key)
+            if value is not None:
                 bars.append(chart.Bar(label, value, figures.number(value), label.startswith("Poolparty")))
         bars.sort(key=lambda bar: -bar.value)
         panels.append(chart.Panel(f"{case.title} ({_title(column)})", bars))

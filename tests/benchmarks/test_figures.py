@@ -89,3 +89,9 @@ def test_a_table_in_markdown_aligns_its_columns_and_escapes_bars() -> None:
 def test_a_table_as_text_has_no_trailing_spaces() -> None:
     table = Table(["name", "n"], [["x", "1"], ["longer", ""]])
     assert table.text() == "name    n\nx       1\nlonger"
+
+
+def test_a_round_that_failed_does_not_pair_others_wrongly() -> None:
+    ours = [{"rate": 10.0}, {"errors": 1.0}, {"rate": 30.0}]
+    reference = [{"rate": 10.0}, {"rate": 1000.0}, {"rate": 30.0}]
+    assert figures.paired_ratio(ours, reference, "rate") == 1.0

@@ -42,10 +42,12 @@ def test_a_row_has_figures_ratios_and_the_sum_of_errors() -> None:
 
 def test_a_contestant_that_failed_in_every_round_keeps_its_row() -> None:
     failed = result(
-        samples={OURS: []}, complaints={OURS: ["failed in round 1: ended with status 1\n  trace"]}
+        samples={OURS: [{"failed_errors": 1, "errors": 1}]},
+        complaints={OURS: ["failed in round 1: ended with status 1\n  trace"]},
     )
     table = report.case_table(HELLO, failed)
-    assert table.rows[0][:2] == [OURS, "failed"]
+    row = dict(zip(table.head, table.rows[0], strict=True))
+    assert (row["requests/s"], row["errors"]) == ("–", "1 rounds failed")
     assert report.remarks(failed) == [
         f"{OURS}: 1 complaints, the first: failed in round 1: ended with status 1"
     ]

@@ -10,7 +10,8 @@ from benchmarks import wrk
 from benchmarks.wrk import Load
 
 COUNTS = {"requests": 1000, "microseconds": 2_000_000, "bytes": 4_000_000, "p50": 1500, "p99": 3000,
-          "p999": 4000, "longest": 9000, "connect": 0, "read": 0, "write": 0, "status": 0, "timeout": 0}  # fmt: skip
+          "p999": 4000, "longest": 9000, "connect": 0, "read": 0, "write": 0, "status": 0,
+          "timeout": 0}  # fmt: skip
 
 
 def reported(**changes: int) -> dict[str, float]:
