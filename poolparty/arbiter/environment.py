@@ -1,6 +1,6 @@
 """The environment variables of a child.
 
-Called in the arbiter once for a generation of children, not for each child: for a Janet program the
+Called in the arbiter once for a generation of children, not for each child: for a Janet or PHP program the
 interpreter is asked where its modules are. Nothing the user has set is replaced: our worker libraries are
 added behind the user's own paths, so that a module of the same name that is installed there (the original's
 own library is one) comes first.
@@ -9,6 +9,7 @@ own library is one) comes first.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,8 +34,20 @@ _SERVERS_OWN = {
 }
 _SERVERS_OWN_PREFIX = "GUNICORN_"
 
+# Where interpreters look for libraries: a list of folders, and our folder in it.
+_LIBRARY_PATHS = {
+    "NODE_PATH": "node",
+    "PERL5LIB": "perl",
+    "PYTHONPATH": "python",
+    "RUBYLIB": "ruby",
+    "R_LIBS": "r",
+}
+
+# A version of Lua for which this is set does not look at LUA_PATH.
+_LUA_PATH_OF_A_VERSION = re.compile(r"LUA_PATH_[0-9]+_[0-9]+")
+
 # An interpreter that starts at all answers within milliseconds.
-JANET_TIMEOUT = 5.0
+INTERPRETER_TIMEOUT = 5.0
 
 
 def child_environment(base: Mapping[str, str], command: Sequence[str]) -> dict[str, str]:
@@ -46,12 +59,20 @@ def child_environment(base: Mapping[str, str], command: Sequence[str]) -> dict[s
     }
     environment["POOLPARTY"] = poolparty.__version__
     environment["POOLPARTY_FEATURES"] = ",".join(FEATURES)
-    environment["PYTHONPATH"] = _appended(base.get("PYTHONPATH"), SDK / "python")
+    for name, folder in _LIBRARY_PATHS.items():
+        environment[name] = _appended(base.get(name), SDK / folder)
+    environment["TCLLIBPATH"] = _tcl_path(base.get("TCLLIBPATH"))
+    environment["GUILE_LOAD_PATH"] = _guile_path(base.get("GUILE_LOAD_PATH"))
+    for name in ["LUA_PATH", *filter(_LUA_PATH_OF_A_VERSION.fullmatch, base)]:
+        environment[name] = _lua_path(base.get(name))
     interpreter = _janet_of(command)
     if interpreter is not None:
         path = _janet_path(environment, interpreter)
         if path is not None:
             environment["JANET_PATH"] = path
+    interpreter = _php_of(command)
+    if interpreter is not None:
+        environment |= _php_paths(environment, interpreter)
     return environment
 
 
@@ -60,6 +81,32 @@ def _appended(path: str | None, folder: Path) -> str:
     if not path:
         return str(folder)
     return path if str(folder) in path.split(os.pathsep) else f"{path}{os.pathsep}{folder}"
+
+
+def _lua_path(path: str | None) -> str:
+    """Lua's path is a list of patterns. An empty one stands for what Lua itself has; ours goes behind it."""
+    ours = f"{SDK / 'lua'}/?.lua"
+    if not path:
+        return f";;{ours}"
+    return path if ours in path.split(";") else f"{path};{ours}"
+
+
+def _tcl_path(path: str | None) -> str:
+    """Tcl's is a list as Tcl writes it, separated by blanks."""
+    ours = str(SDK / "tcl")
+    if not ours.isascii() or not ours.replace("/", "").replace("-", "").replace(".", "").isalnum():
+        ours = f"{{{ours}}}"
+    if not path:
+        return ours
+    return path if f" {ours} " in f" {path} " else f"{path} {ours}"
+
+
+def _guile_path(path: str | None) -> str:
+    """In Guile's, three dots stand for the folders that Guile itself has."""
+    folders = path.split(os.pathsep) if path else []
+    if "..." not in folders:
+        folders.append("...")
+    return _appended(os.pathsep.join(folders), SDK / "guile")
 
 
 def _janet_of(command: Sequence[str]) -> str | None:
@@ -92,14 +139,43 @@ def _janet_path(environment: Mapping[str, str], interpreter: str) -> str | None:
 
 def _janet_module_folder(environment: Mapping[str, str], interpreter: str) -> str | None:
     """The (first) folder where the interpreter looks for installed modules, by its own word."""
+    return _said([interpreter, "-e", "(prin (dyn :syspath))"], environment)
+
+
+def _php_of(command: Sequence[str]) -> str | None:
+    """The PHP interpreter that `command` names (`php app.php`, `nice php8.2 app.php`)."""
+    for word in command:
+        if re.fullmatch(r"php[0-9.]*", os.path.basename(word)):
+            return word
+    return None
+
+
+def _php_paths(environment: Mapping[str, str], interpreter: str) -> dict[str, str]:
+    """What leads PHP's include_path, as it is now, to our library behind all it has.
+
+    No variable of PHP's extends include_path. But one names folders of further ini files, and ours there sets
+    include_path to what another variable says. An empty name in that list is the folder PHP was built with.
+    """
+    now = _said([interpreter, "-r", "echo get_include_path();"], environment)
+    if now is None:
+        return {}
+    scanned, ours = environment.get("PHP_INI_SCAN_DIR"), SDK / "php" / "ini"
+    return {
+        "PHP_INI_SCAN_DIR": f"{os.pathsep}{ours}" if scanned is None else _appended(scanned, ours),
+        "POOLPARTY_PHP_INCLUDE_PATH": _appended(now, SDK / "php"),
+    }
+
+
+def _said(command: Sequence[str], environment: Mapping[str, str]) -> str | None:
+    """What an interpreter prints; None if that is nothing, or the interpreter does not run."""
     try:
         answer = subprocess.run(
-            [interpreter, "-e", "(prin (dyn :syspath))"],
+            command,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            timeout=JANET_TIMEOUT,
+            timeout=INTERPRETER_TIMEOUT,
             check=True,
         )
     except (OSError, subprocess.SubprocessError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -47,7 +48,17 @@ def test_the_users_variables_pass_and_the_servers_own_do_not() -> None:
     before = dict(base)
     environment = child_environment(base, ["true"])
     assert base == before
-    assert set(environment) == {"PATH", "LANG", "POOLPARTY", "POOLPARTY_FEATURES", "PYTHONPATH"}
+    assert {*base, *environment} - set(environment) == {
+        "LISTEN_FDS",
+        "LISTEN_PID",
+        "LISTEN_FDNAMES",
+        "NOTIFY_SOCKET",
+        "WATCHDOG_USEC",
+        "SERVER_SOFTWARE",
+        "GUNICORN_CMD_ARGS",
+        "GUNICORN_FD",
+    }
+    assert (environment["PATH"], environment["LANG"]) == ("/bin", "C.UTF-8")
     assert environment["POOLPARTY_FEATURES"] == ",".join(FEATURES)
 
 
@@ -141,3 +152,56 @@ def test_an_interpreter_that_does_not_start_is_the_childs_own_trouble(
         program.write_text(f"#!/bin/sh\n{script}\n")
         program.chmod(stat.S_IRWXU)
     assert "JANET_PATH" not in child_environment({}, [str(program), "app.janet"])
+
+
+@pytest.mark.parametrize(
+    "name, folder", [("PYTHONPATH", "python"), ("RUBYLIB", "ruby"), ("PERL5LIB", "perl")]
+)
+def test_every_interpreter_is_led_to_its_library_behind_the_users_own(
+    checkout: Path, name: str, folder: str
+) -> None:
+    ours = str(checkout / "poolparty" / "sdk" / folder)
+    assert child_environment({}, ["true"])[name] == ours
+    environment = child_environment({name: "/theirs"}, ["true"])
+    assert environment[name] == f"/theirs:{ours}"
+    assert child_environment(environment, ["true"]) == environment
+
+
+@pytest.fixture
+def php() -> str:
+    found = shutil.which("php")
+    if found is None:
+        if os.environ.get("CI"):
+            pytest.fail("no PHP: bin/install-interpreters has it")
+        pytest.skip("no PHP: bin/install-interpreters has it")
+    return found
+
+
+def _include_path(php: str, environment: dict[str, str]) -> str:
+    show = [php, "-r", "echo get_include_path();"]
+    return subprocess.run(show, env=environment, capture_output=True, text=True, check=True).stdout
+
+
+def test_a_php_child_finds_the_library_behind_what_php_has(php: str, checkout: Path) -> None:
+    default = _include_path(php, {})
+    environment = child_environment({"PATH": os.environ["PATH"]}, [php, "app.php"])
+    assert _include_path(php, environment) == f"{default}:{checkout}/poolparty/sdk/php"
+    assert child_environment(environment, [php, "app.php"]) == environment
+
+
+def test_a_users_own_php_settings_hold(php: str, checkout: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.ini").write_text("include_path = /theirs\nprecision = 5\n")
+    environment = child_environment({"PHP_INI_SCAN_DIR": str(tmp_path)}, ["nice", php, "app.php"])
+    assert _include_path(php, environment) == f"/theirs:{checkout}/poolparty/sdk/php"
+    show = [php, "-r", "echo ini_get('precision');"]
+    assert subprocess.run(show, env=environment, capture_output=True, text=True, check=True).stdout == "5"
+
+
+def test_only_php_is_asked_for_its_include_path(tmp_path: Path) -> None:
+    trace = tmp_path / "started"
+    for name in ("phpunit", "php-fpm", "myphp"):
+        program = tmp_path / name
+        program.write_text(f"#!/bin/sh\necho $0 >> {trace}\n")
+        program.chmod(stat.S_IRWXU)
+        assert "PHP_INI_SCAN_DIR" not in child_environment({}, [str(program), "app.php"])
+    assert not trace.exists()

@@ -8,19 +8,100 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from poolparty.arbiter.environment import child_environment
 
 PATIENCE = 20.0  # for whatever a worker owes; reached only by a failing test
 
 HEALTH_CHECK = b"\x01\x00\x00\x00\x01"
 
 FORGOTTEN = {"PYTHONPATH", "JANET_PATH", "POOLPARTY_FEATURES"}
+
+
+# What a language can have no means for: ignoring SIGINT, keeping descriptor 3 from the programs it starts.
+ABILITIES = frozenset({"interrupts", "close-on-exec"})
+
+
+@dataclass(frozen=True)
+class Language:
+    """An interpreter whose worker library the shared tests try (test_every_library.py, test_examples.py)."""
+
+    name: str  # as examples/app.EXT says it in its greeting
+    programs: tuple[str, ...]  # the first that is installed is used
+    suffix: str  # of applications/application.SUFFIX and examples/app.SUFFIX
+    folder: str  # below poolparty/sdk
+    features: frozenset[str] = frozenset({"health-reply", "stream"})  # its Ready names them, where offered
+    cannot: frozenset[str] = frozenset()  # of ABILITIES
+    large: bool = False  # installed by bin/test --all only
+    label: str = ""  # of the test, where several interpreters speak one language
+
+
+LANGUAGES = [
+    Language("Python", (sys.executable,), "py", "python", frozenset({"health-reply"})),
+    Language("Janet", ("janet",), "janet", "janet", frozenset({"health-reply"})),
+    Language("Ruby", ("ruby",), "rb", "ruby"),
+    Language("Perl", ("perl",), "pl", "perl"),
+    Language("PHP", ("php",), "php", "php"),
+    *(
+        Language("Lua", (program,), "lua", "lua", cannot=frozenset({"interrupts"}), label=program)
+        for program in ("lua5.1", "lua5.2", "lua5.3", "lua5.4", "luajit")
+    ),
+    Language("JavaScript", ("node", "nodejs"), "js", "node"),
+    Language("Tcl", ("tclsh", "tclsh8.6"), "tcl", "tcl", cannot=frozenset({"interrupts", "close-on-exec"})),
+]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "feature(name): in the languages whose library has this feature")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that takes `language` runs in each; with the mark `feature` in each that has it."""
+    if "language" in metafunc.fixturenames:
+        marks = [mark.args[0] for mark in metafunc.definition.iter_markers("feature")]
+        chosen = [each for each in LANGUAGES if (each.features | ABILITIES - each.cannot).issuperset(marks)]
+        metafunc.parametrize(
+            "language", chosen, ids=[each.label or each.name for each in chosen], scope="session"
+        )
+
+
+@pytest.fixture(scope="session")
+def interpreter(language: Language, checkout: Path) -> str:
+    """The interpreter's path. In CI the absence of one that bin/test installs is a failure."""
+    ours = checkout / ".cache" / "interpreters" / "bin"
+    for program in language.programs:
+        if os.access(ours / program, os.X_OK):
+            return str(ours / program)
+        found = shutil.which(program)
+        if found is not None:
+            return found
+    reason = f"no {language.name}: bin/install-interpreters has it"
+    if os.environ.get("CI") and (not language.large or os.environ.get("POOLPARTY_TEST_ALL")):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@pytest.fixture
+def start_program(start_worker: Callable[..., Worker], interpreter: str) -> Callable[..., Worker]:
+    """start_program(path, environment={}): a worker that runs the program as the server would, except that no
+    feature is offered but by `environment`."""
+
+    def start(program: Path, environment: Mapping[str, str] | None = None) -> Worker:
+        command = [interpreter, str(program)]
+        whole = child_environment(os.environ, command)
+        del whole["POOLPARTY_FEATURES"]
+        return start_worker(command, {**whole, **(environment or {})})
+
+    return start
 
 
 def uint(number: int) -> bytes:

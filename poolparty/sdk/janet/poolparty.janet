@@ -11,6 +11,8 @@
 # The request path is written for Janet's interpreter, where a call of a C function costs as much as ten
 # instructions, a closure or fiber as much as thirty, and what is allocated has to be collected.
 
+(def version "0.1.0")
+
 (def- http-request 0)
 (def- health-check-request 1)
 
@@ -233,6 +235,12 @@
     (fcntl 3 f-setfd fd-cloexec))
   outf)
 
+# A terminal's Ctrl-C is for the server, which then drains: this process ends when its pipe does. A handler that
+# programs started from here do not inherit; it is never called, since the event loop does not run.
+(compif (dyn 'os/sigaction)
+  (defn- ignore-interrupt [] (protect (os/sigaction :int (fn [&]))))
+  (defn- ignore-interrupt []))
+
 (defn serve
   ``Answer requests with (handler request) until the server closes the pipe; then return.
 
@@ -254,6 +262,7 @@
   (def offered (string/split "," (os/getenv "POOLPARTY_FEATURES" "")))
   (def says-ready (truthy? (index-of "ready" offered)))
   (def replies (and says-ready (truthy? (index-of "health-reply" offered))))
+  (ignore-interrupt)
   (def buf @"")
   (def out @"")
 
@@ -277,7 +286,8 @@
 
   # The request whose handler runs: an error now is one to be answered. The loop runs in one fiber, which an error
   # ends, and is started again after it: a fiber for each request would cost more than decoding it. What waits in
-  # the pipe is not touched by this. No closure may be made in the loop: Janet would make a function of its body.
+  # the pipe is not touched by this. While the answer is written it is :answering: an error then is the end of the
+  # pipe, for the server has gone. No closure may be made in the loop: Janet would make a function of its body.
   (var current nil)
 
   (defn run []
@@ -295,9 +305,10 @@
           (def request (read-http-request buf 5))
           (set current request)
           (def body (encode out (handler request)))
-          (set current nil)
+          (set current :answering)
           (file/write outf out body)
           (file/flush outf)
+          (set current nil)
           # Printed lines belong in the log now, not when stdout's buffer is full.
           (flush)
           (when (> size kept-buffer-limit)
@@ -321,10 +332,11 @@
         (def request current)
         (unless request
           (propagate err fiber))
-        (set current nil)
+        (if (= request :answering)
+          (break))
         (eprintf "poolparty: %s %q failed" (request :method) (request :uri))
         (debug/stacktrace fiber (if (bytes? err) err (string/format "%q" err)) "")
         (eflush)
-        (file/write outf out (encode out failure))
-        (file/flush outf)
+        (def [written] (protect (file/write outf out (encode out failure)) (file/flush outf)))
+        (set running written)
         (flush)))))

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Headers", "Request", "Response", "serve"]
 
+__version__ = "0.1.0"
+
 READ_SIZE = 65536  # a pipe's usual capacity: one read takes all there is, several requests if they wait
 LARGE_BODY = 16384  # from here on two pieces in one writev beat joining them, which copies the body
 MAX_FRAME_SIZE = 0x7FFFFFFF
