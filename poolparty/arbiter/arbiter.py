@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import queue
 import signal
@@ -30,11 +31,16 @@ from gunicorn.errors import HaltServer
 from gunicorn.pidfile import Pidfile
 
 from poolparty.arbiter.pool_thread import ENDING_SIGNALS, PoolThread, Seat
+from poolparty.arbiter.watcher import Watched, Watcher
 from poolparty.errors import ConfigError
 from poolparty.settings import Options, serves_a_pool
 
 MAX_BOOT_DELAY = 30.0
 """Seconds between two tries to start HTTP workers that do not boot; the first is after one, then doubled."""
+
+TELL_AGAIN = 0.5
+"""Seconds until an HTTP worker that has to leave is told so again: while it sets up its handlers it hears
+nothing, and to be told twice changes nothing."""
 
 YOUNG = 5.0
 """Seconds: an HTTP worker that dies younger counts as one that does not work, whatever it has said."""
@@ -112,10 +118,12 @@ class PoolArbiter(Arbiter):
         self.quick = False
         self.ready_told = True
         self.title = ""
+        self.watcher: Watcher | None = None
         self.pool.claim(takeover="GUNICORN_PID" in os.environ)
 
     def start_pool(self) -> None:
         self.pool.start()
+        self.watch()
 
     def start(self) -> None:
         """As gunicorn's, but ready is told when a child is, and the control socket's path is taken before all
@@ -215,12 +223,11 @@ class PoolArbiter(Arbiter):
         if len(booted) >= self.num_workers:
             leaving += [pid for pid, worker in self.WORKERS.items() if worker.age <= self.stale_age]
         for pid in leaving:
-            if pid not in self.draining:
-                self.draining[pid] = now
-                self.kill_worker(pid, signal.SIGTERM)
+            self.draining.setdefault(pid, now)
         for pid, since in list(self.draining.items()):
-            if now > since + self.cfg.graceful_timeout + DRAIN_MARGIN:
-                self.kill_worker(pid, signal.SIGKILL)
+            # Said again each time: one that is just setting up its handlers may have missed it.
+            late = now > since + self.cfg.graceful_timeout + DRAIN_MARGIN
+            self.kill_worker(pid, signal.SIGKILL if late else signal.SIGTERM)
         self.tell_metrics()
 
     def tell_metrics(self) -> None:
@@ -360,8 +367,12 @@ class PoolArbiter(Arbiter):
                 return
             restored.keep()
         self._stats["reloads"] += 1
-        self.setup(self.app)
-        self.log.reopen_files()
+        self.pool.relay.hold()
+        try:
+            self.setup(self.app)
+            self.log.reopen_files()
+        finally:
+            self.pool.relay.resume()
         for listener in self.LISTENERS:
             if listener not in listeners:
                 listener.close()
@@ -378,6 +389,7 @@ class PoolArbiter(Arbiter):
         if options.ctl_socket != self.pool.options.ctl_socket:
             self.log.warning("ctl_socket stays what it was at the start; restart the server to change it")
         self.pool.reload(options, self.cfg, self.reloaded)
+        self.watch()
         self.manage_workers()
 
     def renew_pidfile(self) -> None:
@@ -395,7 +407,32 @@ class PoolArbiter(Arbiter):
         if error is None:
             self.pool.log.info("The workers are those of the new configuration")
         else:
-            self.pool.log.error("The workers stay those of the old configuration: %s", error)
+            level = logging.INFO if self.pool.policy.stopping else logging.ERROR
+            self.pool.log.log(level, "The workers stay those of the old configuration: %s", error)
+
+    def watch(self) -> None:
+        """Development: have the children restarted when the application's files change."""
+        if self.watcher is not None:
+            self.watcher.stop()
+            self.watcher = None
+        if self.cfg.reload:
+            self.pool.log.warning("Reloader is on: clients see what a failing application says. Development only!")
+            watched = Watched.from_cfg(self.cfg, self.pool.options)
+            polling = self.cfg.reload_engine == "poll"
+            self.watcher = Watcher(watched, self.application_changed, self.pool.log, polling)
+
+    def application_changed(self, path: str) -> None:
+        """Called in the watcher's thread."""
+        self.pool.log.info('msg="the application has changed" file="%s"', os.path.relpath(path))
+        with self.pool.lock:
+            self.pool.restart_workers(self.restarted)
+
+    def restarted(self, error: str | None) -> None:
+        """Called in the pool thread."""
+        if error is None:
+            self.pool.log.info('msg="the workers are restarted"')
+        else:
+            self.pool.log.error('msg="the workers are not restarted" reason="%s"', error)
 
     def load_config(self) -> Options | None:
         """Read the configuration anew into self.app.cfg, from where the server was started. None: it cannot
@@ -457,13 +494,19 @@ class PoolArbiter(Arbiter):
         sock.close_sockets(self.LISTENERS, unlink)
         self.LISTENERS = []
         self.stopping = True
+        if self.watcher is not None:
+            self.watcher.stop()
         self.quick = self.quick or not graceful
         limit = time.monotonic() + (QUICK_STOP if self.quick else self.cfg.graceful_timeout)
         self.kill_workers(signal.SIGQUIT if self.quick else signal.SIGTERM)
+        again = time.monotonic() + TELL_AGAIN
         while self.WORKERS and time.monotonic() < limit:
             if self.hurried(0.1):
-                self.kill_workers(signal.SIGQUIT)
                 limit = time.monotonic() + QUICK_STOP
+                again = 0.0
+            if time.monotonic() >= again:
+                self.kill_workers(signal.SIGQUIT if self.quick else signal.SIGTERM)
+                again = time.monotonic() + TELL_AGAIN
             self.reap_when_stopping()
         self.kill_workers(signal.SIGKILL)
         limit = time.monotonic() + KILLED_WAIT

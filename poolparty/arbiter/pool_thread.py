@@ -42,6 +42,7 @@ from poolparty.pool.child import LIVE_STATES, Event, State
 from poolparty.pool.policy import Cause, ChildView, Limits, Policy
 from poolparty.settings import Options
 from poolparty.stats import report
+from poolparty.stats.notice import Notice
 from poolparty.stats.scoreboard import ChildWord, PoolWord, Scoreboard
 
 __all__ = ["ENDING_SIGNALS", "PoolThread", "Seat"]
@@ -87,6 +88,7 @@ class PoolThread:
         self.log = self.relay.log
         wanted = 2 * (options.max_pool_size + options.worker_restart_surge) + 64
         rows = min(max(wanted, MIN_CHILD_ROWS), MAX_CHILD_ROWS)
+        self.notice = Notice()
         self.scoreboard = Scoreboard(seats=max(2 * cfg.workers + 32, MIN_SEAT_ROWS), children=rows)
         self.policy = Policy(self._limits(options))
         self.children: dict[int, Child] = {}
@@ -395,6 +397,7 @@ class PoolThread:
             )
             self.log.error("%s", words)
             if generation == self.policy.generation:
+                self.notice.publish(f"the new worker could not be started: {error}")
                 self._abandon_restart(f"the new worker could not be started: {error}")
             return True  # the policy has changed its mind: it knows when to try again
         self._last_child += 1
@@ -488,6 +491,7 @@ class PoolThread:
         child.move(Event.READY)
         child.ready_at = child.checked = now
         self._proven = child.recipe
+        self.notice.publish("")
         if not self.ready:
             self.ready = True
             self._on_ready()
@@ -614,6 +618,7 @@ class PoolThread:
         failed."""
         if child.ready_at is None and child.generation == self.policy.generation:
             tail = list(child.output.tail)[-children.LAST_LINES :]
+            self.notice.publish("\n".join((*tail, "", f"({why})")))
             self._abandon_restart(": ".join(("the new worker did not boot", why, *tail)))
 
     def _abandon_restart(self, why: str) -> None:
@@ -627,6 +632,7 @@ class PoolThread:
 
     def _finish_restarts(self) -> None:
         if self._restarts and not self.policy.restarting:
+            self.notice.publish("")
             self._tell_restarts(None)
 
     def _tell_restarts(self, error: str | None) -> None:
@@ -663,6 +669,8 @@ class PoolThread:
     def close_in_worker(self) -> None:
         """In a forked HTTP worker, whose copy of all this is of no use: close every descriptor.
 
+        Before anything else is done there: a hook that hangs would keep the others' channels open, and they
+        would not notice the arbiter's death.
         Closed, not unregistered: the epoll instances are shared with the arbiter, and would forget on its
         side too.
         """
@@ -671,6 +679,7 @@ class PoolThread:
         numbers = [self._wake_r, self._wake_w, *self.relay.fds()]
         for child in self.children.values():
             numbers += child.fds()
+            child.process.returncode = 0  # not a process of this one's: Popen has nothing to wait for
         for number in numbers:
             os.close(number)
         self.selector.close()
@@ -696,8 +705,7 @@ def _raise_file_limit() -> int | None:
     return soft
 
 
-# --- forks of the main thread
-# ----------------------------------------------------------------------------------
+# --- forks of the main thread ------------------------------------------------------------------------------
 
 _pools: weakref.WeakSet[PoolThread] = weakref.WeakSet()
 _held: list[PoolThread] = []
@@ -706,15 +714,22 @@ _held: list[PoolThread] = []
 def _before_fork() -> None:
     for pool in list(_pools):
         pool.lock.acquire()
-        pool.relay.before_fork()
+        pool.relay.hold()
         _held.append(pool)
 
 
 def _after_fork() -> None:
     while _held:
         pool = _held.pop()
-        pool.relay.after_fork()
+        pool.relay.resume()
         pool.lock.release()
 
 
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
+def _after_fork_in_child() -> None:
+    pools = list(_held)
+    _after_fork()
+    for pool in pools:
+        pool.close_in_worker()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)

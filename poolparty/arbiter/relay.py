@@ -143,7 +143,7 @@ class Relay:
         self.log = RelayLog(self)
         self._target = target
         self._lock = threading.Lock()  # streams and counts; nobody waits for anything while it is held
-        self._writing = threading.Lock()  # held while a line is logged: see before_fork
+        self._writing = threading.Lock()  # held while a line is logged: see hold
         self._queue: queue.SimpleQueue[tuple[int, str, tuple[object, ...], Stream | None, int] | None] = (
             queue.SimpleQueue()
         )
@@ -154,7 +154,7 @@ class Relay:
         self._wake_r = self._wake_w = -1
         self._threads: list[threading.Thread] = []
         self._stopping = False
-        self._fork_holds = False
+        self._held = False
 
     def start(self) -> None:
         """Start both threads."""
@@ -316,17 +316,19 @@ class Relay:
                     (dropped,),
                 )
 
-    # --- forks ---------------------------------------------------------------------------------------------
+    # --- forks and reloads ---------------------------------------------------------------------------------
 
-    def before_fork(self) -> None:
-        """Keep the log thread out of stderr's buffer while it is copied; a stalled log delays a fork by a
-        second."""
-        self._fork_holds = self._writing.acquire(timeout=1.0)
+    def hold(self) -> None:
+        """Keep the log thread from writing while a fork copies stderr's buffer, or handlers are replaced.
 
-    def after_fork(self) -> None:
-        """In the parent."""
-        if self._fork_holds:
-            self._fork_holds = False
+        A log that has stalled is waited for no longer than a second.
+        """
+        self._held = self._writing.acquire(timeout=1.0)
+
+    def resume(self) -> None:
+        """The log may be written again. In the same thread."""
+        if self._held:
+            self._held = False
             self._writing.release()
 
 

@@ -52,12 +52,12 @@ class Seat:
     def __init__(self, pool: PoolThread, row: int) -> None:
         self.id = row
         self.scoreboard = pool.scoreboard
+        self.notice = pool.notice
         self.arbiter_end, self.worker_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.arbiter_end.setblocking(False)
         self.worker_end.setblocking(False)
         self.pid: int | None = None
         self.opened_at = time.monotonic()
-        self._pool: PoolThread | None = pool
         # Of use in the arbiter only:
         self.leases: dict[int, Child] = {}
         self.lost: dict[int, int] = {}  # leases of children that have died, and their rows
@@ -79,15 +79,12 @@ class Seat:
         self.worker_end.close()
 
     def enter_worker(self) -> None:
-        """In the new HTTP worker: close all that is the arbiter's. The pool must not be touched afterwards.
+        """In the new HTTP worker, first of all; what is the arbiter's was closed as it was forked.
 
         Until now the signals that end it were blocked: the arbiter's handlers, which it has inherited, would
         have put them into a queue that nobody reads. One that has come meanwhile ends it here, as it has
         begun nothing.
         """
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.close_in_worker()
         for number in ENDING_SIGNALS:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING_SIGNALS)

@@ -249,6 +249,39 @@ class TestStop:
         again = server()
         assert again.get().startswith("first")
 
+    def test_a_hook_that_hangs_in_a_new_http_worker_does_not_hide_the_arbiters_death(
+        self, server: Any, tmp_path: Path, wait_for: WaitFor
+    ) -> None:
+        hook = (
+            "import os, time\n"
+            "def post_fork(arbiter, worker):\n"
+            "    if worker.age > 1: open('hangs', 'w').close(); time.sleep(60)\n"
+        )
+        (tmp_path / "poolparty.conf.py").write_text(hook)
+        one = server()
+        one.get()
+        (http_worker,) = one.http_workers()
+        one.signal(signal.SIGTTIN)
+        wait_for(lambda: (tmp_path / "hangs").exists())
+        one.process.kill()
+        one.wait()
+        wait_for(lambda: http_worker not in one.session(), deadline=5)
+
+    def test_an_http_worker_that_missed_the_signal_is_told_again(
+        self, server: Any, wait_for: WaitFor
+    ) -> None:
+        before = (
+            "import poolparty.worker.gworker as g, signal\n"
+            "real = g.GWorker._on_term\n"
+            "missed = []\n"
+            "def hard_of_hearing(self): real(self) if missed else missed.append(1)\n"
+            "g.GWorker._on_term = hard_of_hearing"
+        )
+        one = server(before=before)
+        one.get()
+        one.signal(signal.SIGTERM)
+        assert one.wait() == 0
+
 
 class TestReload:
     def test_http_workers_and_children_are_replaced_and_nothing_is_lost(

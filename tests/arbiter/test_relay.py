@@ -206,15 +206,15 @@ def test_a_log_that_raises_does_not_end_it(
 def test_a_fork_waits_for_the_line_being_written_but_not_for_a_stalled_log(
     relay: Relay, log: SlowLog
 ) -> None:
-    relay.before_fork()
-    relay.after_fork()
+    relay.hold()
+    relay.resume()
     log.flows.clear()
     relay.log.info("stalls")
     began = time.monotonic()
     while not relay._writing.locked():
         time.sleep(0.001)
-    relay.before_fork()
-    relay.after_fork()
+    relay.hold()
+    relay.resume()
     assert 0.9 < time.monotonic() - began < 3
 
 
