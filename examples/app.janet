@@ -1,6 +1,6 @@
 # A small application: poolparty --max-pool-size 8 -- janet examples/app.janet
 #
-# The same as app.py, answer for answer.
+# The same application as the others of this folder, in Janet.
 
 (import poolparty)
 
@@ -12,6 +12,16 @@
   <label>Your name <input name="name"></label>
   <button>Send</button>
   </form>
+
+  ``)
+
+(def page-template
+  ``<!doctype html>
+  <meta charset="utf-8">
+  <title>A page</title>
+  <h1>Hello, %s!</h1>
+  <ul>
+  %s</ul>
 
   ``)
 
@@ -90,6 +100,11 @@
       (page (string "<!doctype html>\n<meta charset=\"utf-8\">\n<p>Hello, " (escape name) "!</p>\n")))
     (page form-page)))
 
+(defn template [request path query]
+  (def name (get (decode query) "name" "nobody"))
+  (def items (seq [number :in [1 2 3]] (string "<li>" number " times " number " is " (* number number) "</li>\n")))
+  (page (string/format page-template (escape name) (string/join items))))
+
 (defn upload [request path query]
   (text (string (length (request :body)) " bytes\n")))
 
@@ -105,6 +120,7 @@
   {"/" home
    "/json" as-json
    "/form" form
+   "/page" template
    "/upload" upload
    "/slow" slow
    "/error" fail})

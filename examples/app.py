@@ -1,10 +1,11 @@
 """A small application: poolparty --max-pool-size 8 -- python examples/app.py
 
-The same as app.janet, answer for answer.
+The same application as the others of this folder, in Python.
 """
 
 import html
 import json
+import string
 import time
 import urllib.parse
 
@@ -18,6 +19,15 @@ FORM = """<!doctype html>
 <button>Send</button>
 </form>
 """
+
+
+PAGE = string.Template("""<!doctype html>
+<meta charset="utf-8">
+<title>A page</title>
+<h1>Hello, $name!</h1>
+<ul>
+$items</ul>
+""")
 
 
 def home(request):
@@ -42,6 +52,13 @@ def form(request):
     return page(f'<!doctype html>\n<meta charset="utf-8">\n<p>Hello, {html.escape(name)}!</p>\n')
 
 
+def template(request):
+    fields = urllib.parse.parse_qs(request.query)
+    name = fields.get("name", ["nobody"])[0]
+    items = "".join(f"<li>{number} times {number} is {number * number}</li>\n" for number in (1, 2, 3))
+    return page(PAGE.substitute(name=html.escape(name), items=items))
+
+
 def upload(request):
     return f"{len(request.body)} bytes\n"
 
@@ -61,7 +78,15 @@ def page(body):
     return poolparty.Response(200, {"Content-Type": "text/html; charset=utf-8"}, body)
 
 
-ROUTES = {"/": home, "/json": as_json, "/form": form, "/upload": upload, "/slow": slow, "/error": error}
+ROUTES = {
+    "/": home,
+    "/json": as_json,
+    "/form": form,
+    "/page": template,
+    "/upload": upload,
+    "/slow": slow,
+    "/error": error,
+}
 
 
 def handler(request):

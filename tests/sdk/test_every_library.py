@@ -1,4 +1,4 @@
-"""What every worker library owes, in a child of its own: applications/application.EXT, alike in each language.
+"""What every worker library owes, in a child of its own: applications/application.EXT, alike in all.
 
 What is special in a language stands in test_LANGUAGE_library.py. The table of languages is in conftest.py.
 """
