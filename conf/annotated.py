@@ -108,6 +108,9 @@ worker_class = "poolparty.GWorker"
 # Where the compressed copies of static files are kept that are made at first use.
 # static_cache_dir = "/var/cache/poolparty"
 
+# What is watched with gunicorn's `reload`: files and directories, separated by colons.
+# reload_paths = ["app.py", "lib", "templates"]
+
 # gunicorn's own.
 
 # Addresses to serve on; `poolparty` serves on this one by default.

@@ -178,12 +178,24 @@ def parse_socket_path(value: object) -> str:
 
 
 def parse_directory(value: object) -> str | None:
-    if value is None:
-        return None
+    return None if value is None else parse_path(value)
+
+
+def parse_path(value: object) -> str:
     path = os.fspath(value) if isinstance(value, (str, os.PathLike)) else None
     if not isinstance(path, str) or not path or "\0" in path:
-        raise ValueError("this is no path; give the name of a directory")
+        raise ValueError("this is no path; give the name of a file or directory")
     return path
+
+
+def parse_paths(value: object) -> tuple[str, ...] | None:
+    """A list of paths, or a string with colons between them."""
+    if value is None:
+        return None
+    paths = value.split(":") if isinstance(value, str) else value
+    if not isinstance(paths, (list, tuple)) or not paths:
+        raise ValueError("this is no list of paths; give at least one, with colons between several")
+    return tuple(parse_path(path) for path in paths)
 
 
 def parse_prefix(value: object) -> str:
@@ -213,7 +225,7 @@ class Option:
     parse: Callable[[Any], Any]
     meta: str | None
     text: str
-    example: str | None = None  # where the default is None, for conf/annotated.py
+    example: str | list[str] | None = None  # where the default is None, for conf/annotated.py
 
     @property
     def flag(self) -> str:
@@ -456,6 +468,14 @@ OPTIONS = (
         directory of the user's own in the temporary one; nothing is lost with it but the time to make
         them again. It is kept below 512 MiB.""",
     ),
+    Option(
+        "reload_paths", None, parse_paths, "PATHS", example=["app.py", "lib", "templates"],
+        text="""What is watched with gunicorn's `reload`: files and directories, separated by colons.
+
+        Relative to `chdir`. By default the files named in the command, and the working directory; gunicorn's
+        `reload_extra_files` come on top. Hidden files, logs, sockets, databases and the like are left out. For
+        development alone: see docs/development.md.""",
+    ),
 )  # fmt: skip
 
 
@@ -496,6 +516,7 @@ class Options:
     static_compress: bool
     static_no_brotli: bool
     static_cache_dir: str | None
+    reload_paths: tuple[str, ...] | None
 
     @classmethod
     def from_cfg(cls, cfg: Config) -> Options:
@@ -576,9 +597,6 @@ REFUSED = (
     ),
     Refusal("max_requests", _unset, "HTTP workers run none of your code and need no recycling; leave it out"),
     Refusal(
-        "reload", _unset, "there is no reloader yet; send `restart-workers` to the control socket, or SIGHUP"
-    ),
-    Refusal(
         "preload_app",
         _unset,
         "children are programs of their own and cannot share what is loaded; leave it out",
@@ -635,8 +653,6 @@ WITHOUT_EFFECT = frozenset(
         "max_requests_jitter",
         "on_dirty_starting",
         "proxy_allow_ips",
-        "reload_engine",
-        "reload_extra_files",
         "sendfile",
         "ssl_version",
         "suppress_ragged_eofs",

@@ -288,7 +288,7 @@ def test_help_shows_our_options_in_a_group_before_gunicorns() -> None:
         assert option.flag not in gunicorns
     for flag in ("--bind", "--workers", "--access-logfile", "--keep-alive", "--certfile", "--user"):
         assert flag in gunicorns
-    for flag in ("--threads", "--reload", "--preload", "--paste", "--worker-class", "--http2-cleartext"):
+    for flag in ("--threads", "--preload", "--paste", "--worker-class", "--http2-cleartext"):
         assert flag not in done.stdout
     assert ":ref:" not in done.stdout and "None" not in done.stdout
 

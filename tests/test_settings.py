@@ -158,6 +158,7 @@ def test_the_defaults_are_those_of_the_original() -> None:
         static_compress=False,
         static_no_brotli=False,
         static_cache_dir=None,
+        reload_paths=None,
     )
 
 
@@ -182,6 +183,7 @@ OTHER_VALUES: dict[str, tuple[Any, Any]] = {
     "static_compress": (True, True),
     "static_no_brotli": ("true", True),
     "static_cache_dir": (Path("/var/cache/files"), "/var/cache/files"),
+    "reload_paths": ("app.py:lib", ("app.py", "lib")),
 }
 
 
@@ -232,6 +234,10 @@ BAD = [
     ("static_compress", "sometimes"),
     ("static_compress", 1),
     ("static_cache_dir", "a\0b"),
+    ("reload_paths", []),
+    ("reload_paths", "lib:"),
+    ("reload_paths", ["lib", None]),
+    ("reload_paths", 5),
 ]
 
 
@@ -439,7 +445,7 @@ BY_GUNICORN = set(
 BY_GWORKER = set(
     """access_log_format ca_certs cert_reqs certfile ciphers forwarded_allow_ips forwarder_headers
     header_map keepalive keyfile limit_request_field_size limit_request_fields limit_request_line
-    post_worker_init secure_scheme_headers ssl_context worker_abort worker_connections worker_int""".split()
+    post_worker_init reload reload_engine reload_extra_files secure_scheme_headers ssl_context worker_abort worker_connections worker_int""".split()
 )
 
 
@@ -458,7 +464,6 @@ ASKED_FOR = {
     "threads": 2,
     "loglevel": "loud",
     "max_requests": 100,
-    "reload": True,
     "preload_app": True,
     "paste": "app.ini",
     "raw_paste_global_conf": ["a=b"],

@@ -434,6 +434,30 @@ class PoolArbiter(Arbiter):
         else:
             self.pool.log.error('msg="the workers are not restarted" reason="%s"', error)
 
+    def watch(self) -> None:
+        """Development: have the children restarted when the application's files change."""
+        if self.watcher is not None:
+            self.watcher.stop()
+            self.watcher = None
+        if self.cfg.reload:
+            self.pool.log.warning("Reloader is on: clients see what a failing application says. Development only!")
+            watched = Watched.from_cfg(self.cfg, self.pool.options)
+            polling = self.cfg.reload_engine == "poll"
+            self.watcher = Watcher(watched, self.application_changed, self.pool.log, polling)
+
+    def application_changed(self, path: str) -> None:
+        """Called in the watcher's thread."""
+        self.pool.log.info("%s", logfmt("the application has changed", file=os.path.relpath(path)))
+        with self.pool.lock:
+            self.pool.restart_workers(self.restarted)
+
+    def restarted(self, error: str | None) -> None:
+        """Called in the pool thread."""
+        if error is None:
+            self.pool.log.info('msg="the workers are restarted"')
+        else:
+            self.pool.log.error("%s", logfmt("the workers are not restarted", reason=error))
+
     def load_config(self) -> Options | None:
         """Read the configuration anew into self.app.cfg, from where the server was started. None: it cannot
         be used."""

@@ -503,8 +503,8 @@ class Connection(asyncio.Protocol):
         self.current = request
         self.phase = Phase.ANSWERING
         self.deadline = NEVER
-        static = self.server.static
-        if static is not None and static.takes(request):
+        takes = self.server.takes
+        if takes is not None and takes(request):
             return
         if not self.server.dispatcher.submit(request, request.accepted):
             self.fail(request, 503)

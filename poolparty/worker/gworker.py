@@ -48,6 +48,7 @@ class GWorker(Worker):
         self.server: Server
         self._listeners: list[asyncio.AbstractServer] = []
         self._leave_at_once = False
+        self._develops = False
 
     @classmethod
     def check_config(cls, cfg: Any, log: Any) -> None:
@@ -60,10 +61,14 @@ class GWorker(Worker):
         self.seat.enter_worker()
         self.loop = _new_event_loop()
         asyncio.set_event_loop(self.loop)
+        # gunicorn's own reloader would run in this process, and end it; ours restarts the children.
+        self._develops = self.cfg.reload
+        self.cfg.settings["reload"].set(False)
         super().init_process()
 
     def load_wsgi(self) -> None:
         """There is no application in this process."""
+        self.cfg.settings["reload"].set(self._develops)
 
     def init_signals(self) -> None:
         for number in self.SIGNALS:

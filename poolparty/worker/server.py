@@ -79,10 +79,18 @@ class Server:
         self.words[self.base + SeatWord.PID] = os.getpid()
         self.dispatcher = Dispatcher(self, seat, loop)
         self.static: StaticFiles | None = None
+        # Who may answer a request in the pool's place: mostly nobody, which costs one look at an attribute.
+        self.takes: Callable[[Request], bool] | None = None
         if options.static_root is not None:
             from poolparty.worker.static import StaticFiles
 
             self.static = StaticFiles(self, options)
+            self.takes = self.static.takes
+        if cfg.reload:
+            from poolparty.worker.broken_page import BrokenPage
+
+            takes, broken = self.takes, BrokenPage(seat.notice).takes
+            self.takes = broken if takes is None else lambda request: takes(request) or broken(request)
         self.access = AccessLog(log, cfg)
         self.access_log = self.access.enabled
         self.date = b""
