@@ -46,7 +46,7 @@ class Language:
 
 
 LANGUAGES = [
-    Language("Python", (sys.executable,), "py", "python", frozenset({"health-reply"})),
+    Language("Python", (sys.executable,), "py", "python"),
     Language("Janet", ("janet",), "janet", "janet", frozenset({"health-reply"})),
     Language("Ruby", ("ruby",), "rb", "ruby"),
     Language("Perl", ("perl",), "pl", "perl"),
@@ -62,13 +62,16 @@ LANGUAGES = [
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "feature(name): in the languages whose library has this feature")
+    config.addinivalue_line("markers", "only(name): in this language alone")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test that takes `language` runs in each; with the mark `feature` in each that has it."""
     if "language" in metafunc.fixturenames:
         marks = [mark.args[0] for mark in metafunc.definition.iter_markers("feature")]
+        only = [mark.args[0] for mark in metafunc.definition.iter_markers("only")]
         chosen = [each for each in LANGUAGES if (each.features | ABILITIES - each.cannot).issuperset(marks)]
+        chosen = [each for each in chosen if not only or each.name in only]
         metafunc.parametrize(
             "language", chosen, ids=[each.label or each.name for each in chosen], scope="session"
         )
@@ -102,6 +105,18 @@ def start_program(start_worker: Callable[..., Worker], interpreter: str) -> Call
         return start_worker(command, {**whole, **(environment or {})})
 
     return start
+
+
+@pytest.fixture
+def serve(language: Language, start_program: Callable[..., Worker], tmp_path: Path) -> Callable[..., Worker]:
+    """serve(source, environment={}): a worker that runs source."""
+
+    def serve(source: str, environment: Mapping[str, str] | None = None) -> Worker:
+        program = tmp_path / f"app.{language.suffix}"
+        program.write_text(source)
+        return start_program(program, environment)
+
+    return serve
 
 
 def uint(number: int) -> bytes:
