@@ -1,4 +1,4 @@
-"""The application that the integration tests serve. Run by a bare Python, with the worker library it is given.
+"""The application that the integration tests serve.
 
 /            hello, and the child's pid in X-Pid
 /echo        JSON: what arrived, with the body's size and hash
@@ -58,7 +58,7 @@ def echo(request, query):
 
 def gate(request, query):
     while os.path.exists(query["path"][0]):
-        time.sleep(0.002)
+        time.sleep(0.001)
     return {"headers": {"X-Pid": str(os.getpid())}, "body": "through\n"}
 
 

@@ -1,4 +1,4 @@
-"""An HTTP/1.1 client that believes nothing: raw bytes out, strictly framed answers in, no more and no less."""
+"""An HTTP/1.1 client that believes nothing: raw bytes out, strictly framed answers in."""
 
 from __future__ import annotations
 

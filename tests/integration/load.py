@@ -2,9 +2,9 @@
 
     python tests/integration/load.py http://127.0.0.1:8080/load --connections 64 --seconds 30
 
-So many keep-alive connections ask again and again, GET and POST mixed, each request with a token of its own. The
-application answers `METHOD URI`, a newline and the request's body (app.py's /load does), and anything else is a wrong
-answer. A connection that the server ends is opened again. Standard library only; one thread.
+So many keep-alive connections ask again and again, GET and POST mixed, each request with a token of its own.
+The application answers `METHOD URI`, a newline and the request's body (app.py's /load does); anything else is
+a wrong answer. A connection that the server ends is opened again. Standard library only; one thread.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from urllib.parse import urlsplit
 
 Address = tuple[str, int] | str
 
-CONNECT_TRIES_A_SECOND = 50
+CONNECT_PAUSE = 0.02
+"""Seconds between two tries to connect."""
+
 PATIENCE = 30.0
 """Seconds without an answer after which a request counts as hanging."""
 
@@ -50,8 +52,9 @@ class Report:
         return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else 0.0
 
     def __str__(self) -> str:
+        rate = self.answers / max(self.seconds, 1e-9)
         lines = [
-            f"{self.answers} answers in {self.seconds:.1f} s, {self.answers / max(self.seconds, 1e-9):.0f} a second",
+            f"{self.answers} answers in {self.seconds:.1f} s, {rate:.0f} a second",
             f"latency: 50% {1000 * self.latency(0.5):.2f} ms, 99% {1000 * self.latency(0.99):.2f} ms, "
             f"longest {1000 * self.latency(1.0):.2f} ms; longest time without an answer "
             f"{1000 * self.longest_gap:.0f} ms",
@@ -140,7 +143,7 @@ class _Connection(asyncio.Protocol):
 
 
 class Load:
-    """Runs in a thread of its own, from the start of a with block to its end; then `report` says what happened."""
+    """Runs in a thread of its own for as long as a with block; then `report` says what happened."""
 
     def __init__(
         self,
@@ -224,7 +227,7 @@ class Load:
                 return
             except OSError as error:
                 self.failed("connect", type(error).__name__, str(error))
-                await asyncio.sleep(1 / CONNECT_TRIES_A_SECOND)
+                await asyncio.sleep(CONNECT_PAUSE)
 
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()

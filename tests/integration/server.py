@@ -1,10 +1,10 @@
-"""A real server in a process of its own, with a directory of its own, and the proof that it leaves nothing behind.
+"""A real server with a directory of its own, and the proof that it leaves nothing behind.
 
     with Server(directory, "--max-pool-size", "4") as server:
         assert server.get("/").status == 200
 
-At the end of the block it is told to stop; it must exit with status 0, with every process, socket file and zombie
-gone, and its log without a line that nobody expected. Every wait is for a condition, and has a deadline.
+At the end of the block it is told to stop; it must exit with status 0, with every process, zombie and socket
+file gone, and its log without a line that nobody expected. Every wait is for a condition, with a deadline.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ _UNEXPECTED = re.compile(r"\[(?:ERROR|CRITICAL)\]|Traceback|^Error: |^\w+Error\b
 
 
 def wait_until(condition: Callable[[], T], what: str = "", deadline: float = PATIENCE) -> T:
-    """Wait until condition() is true and return what it is. AssertionError: it did not become true in time."""
+    """Wait until condition() is true and return what it is. AssertionError: it did not in time."""
     end = time.monotonic() + deadline
     while not (value := condition()):
         if time.monotonic() > end:
             raise AssertionError(f"waited {deadline} s for {what or condition}; it is {value!r}")
-        time.sleep(0.005)
+        time.sleep(0.01)
     return value
 
 
@@ -81,8 +81,8 @@ class Server:
         environment: dict[str, str] | None = None,
         under: Sequence[str] = (),
     ) -> None:
-        """command: what to serve, None if the options say it. expected: patterns of lines that may be in the log though they
-        look like faults. under: a command that runs the server."""
+        """command: what to serve, None if the options say it. expected: patterns of lines that may be in the
+        log though they look like faults. under: a command that runs the server."""
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.expected = list(expected)
@@ -150,9 +150,12 @@ class Server:
         wait_until(lambda: "Booting worker" in self.log or self.process.poll() is not None, "HTTP workers")
         assert self.process.poll() is None, f"the server did not start: {self.log}"
 
-    def terminate(self, number: int = signal.SIGTERM, deadline: float = PATIENCE) -> None:
-        """Stop it, and check that nothing of it is left and that its log holds nothing unexpected."""
-        if self.process.poll() is None:
+    def terminate(self, number: int | None = signal.SIGTERM, deadline: float = PATIENCE) -> None:
+        """Stop it, and check that nothing of it is left and that its log holds nothing unexpected.
+
+        number: None if it has been told already.
+        """
+        if number is not None:
             self.process.send_signal(number)
         self.wait_exit(deadline)
         self.check_gone()

@@ -1,4 +1,4 @@
-"""Children that die, hang, talk nonsense or start processes of their own: the limit works and the others are unharmed."""
+"""Children that die, hang, talk nonsense or start processes: the limit works and the others are unharmed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ ENDED = ["worker ended", "worker died", "worker broken", "worker request timed o
 """What the log says of a child whose end nobody asked for."""
 
 BOOT_SAYS_WHAT_IT_HAS = """
-print("descriptors", sorted(int(fd) for fd in os.listdir("/proc/self/fd") if os.path.exists("/proc/self/fd/" + fd)))
+numbers = os.listdir("/proc/self/fd")
+print("descriptors", sorted(int(fd) for fd in numbers if os.path.exists("/proc/self/fd/" + fd)))
 print("ids", os.getpgrp() == os.getpid(), os.getsid(0) == os.getppid())
 print("ignored", [name for name in ("SIGPIPE", "SIGXFSZ") if signal.getsignal(getattr(signal, name)) is None])
 sys.stdout.flush()
@@ -131,7 +132,8 @@ def test_a_child_that_floods_its_output_harms_nobody(serve: Serve) -> None:
     with Client(server.address) as client:
         client.request("GET", "/print?text=" + "flood" * 300)
         client.answer()
-    boot = "import threading; threading.Thread(target=lambda: [print('y' * 1000) for _ in range(200000)]).start()"
+    flood = "[print('y' * 1000) for _ in range(200000)]"
+    boot = f"import threading; threading.Thread(target=lambda: {flood}).start()"
     flooding = serve(environment={"POOLPARTY_TEST_BOOT": boot})
     began = time.monotonic()
     for _ in range(20):

@@ -1,4 +1,4 @@
-"""HTTP/1.1 over raw sockets: framing, connections, and the refusals. One server for all of it; no test disturbs another."""
+"""HTTP/1.1 over raw sockets: framing, connections, and the refusals. One server for all of it."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from client import Client
 from server import Server, process_state, wait_until
 
 Serve = Callable[..., Server]
@@ -177,14 +178,8 @@ def test_the_demo_answers(checkout: Path, tmp_path: Path) -> None:
         # The first run in a checkout makes its virtual environment.
         wait_until(lambda: "Listening at" in (tmp_path / "log").read_text(), "the demo", 180)
         assert f"open http://127.0.0.1:{port}/" in (tmp_path / "log").read_text()
-        done = subprocess.run(
-            [sys.executable, "-c", "import sys, urllib.request as u; print(u.urlopen(sys.argv[1]).read())"]
-            + [f"http://127.0.0.1:{port}/"],
-            capture_output=True,
-            text=True,
-            timeout=20,
-        )
-        assert "Hello from Python!" in done.stdout, done.stderr
+        with Client(("127.0.0.1", port)) as client:
+            assert client.ask().text == "Hello from Python!\n"
         demo.send_signal(signal.SIGINT)
         assert demo.wait(20) == 0
     finally:
