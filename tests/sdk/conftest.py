@@ -57,6 +57,7 @@ LANGUAGES = [
     ),
     Language("JavaScript", ("node", "nodejs"), "js", "node"),
     Language("Tcl", ("tclsh", "tclsh8.6"), "tcl", "tcl", cannot=frozenset({"interrupts", "close-on-exec"})),
+    Language("R", ("Rscript",), "R", "r", cannot=frozenset({"close-on-exec"}), large=True),
 ]
 
 
