@@ -15,6 +15,14 @@ const FORM = `<!doctype html>
 </form>
 `;
 
+const PAGE = ({ name, numbers }) => `<!doctype html>
+<meta charset="utf-8">
+<title>A page</title>
+<h1>Hello, ${escape(name)}!</h1>
+<ul>
+${numbers.map((number) => `<li>${number} times ${number} is ${number * number}</li>\n`).join("")}</ul>
+`;
+
 const page = (body) => ({ headers: { "Content-Type": "text/html; charset=utf-8" }, body });
 
 const ENTITIES = { "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#x27;" };
@@ -42,6 +50,10 @@ const routes = {
     if (request.method !== "POST") return page(FORM);
     const name = new URLSearchParams(request.body.toString()).get("name") ?? "nobody";
     return page(`<!doctype html>\n<meta charset="utf-8">\n<p>Hello, ${escape(name)}!</p>\n`);
+  },
+
+  "/page"(request) {
+    return page(PAGE({ name: request.searchParams.get("name") ?? "nobody", numbers: [1, 2, 3] }));
   },
 
   "/upload": (request) => `${request.body.length} bytes\n`,

@@ -14,6 +14,15 @@ local FORM = [[
 </form>
 ]]
 
+local PAGE = [[
+<!doctype html>
+<meta charset="utf-8">
+<title>A page</title>
+<h1>Hello, $name!</h1>
+<ul>
+$items</ul>
+]]
+
 local function page(body)
   return { headers = { ["Content-Type"] = "text/html; charset=utf-8" }, body = body }
 end
@@ -73,6 +82,15 @@ routes["/form"] = function(request)
   end
   local name = decode(request.body).name or "nobody"
   return page(('<!doctype html>\n<meta charset="utf-8">\n<p>Hello, %s!</p>\n'):format(escape(name)))
+end
+
+routes["/page"] = function(request)
+  local items = ""
+  for number = 1, 3 do
+    items = items .. ("<li>%d times %d is %d</li>\n"):format(number, number, number * number)
+  end
+  local name = escape(decode(request.query).name or "nobody")
+  return page((PAGE:gsub("$(%a+)", { name = name, items = items })))
 end
 
 routes["/upload"] = function(request)

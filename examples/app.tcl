@@ -13,6 +13,14 @@ set FORM {<!doctype html>
 </form>
 }
 
+set PAGE {<!doctype html>
+<meta charset="utf-8">
+<title>A page</title>
+<h1>Hello, $name!</h1>
+<ul>
+[join $items ""]</ul>
+}
+
 proc page {html} {
     return [dict create headers {Content-Type "text/html; charset=utf-8"} text $html]
 }
@@ -80,6 +88,12 @@ proc /form {request} {
     return [page "<!doctype html>\n<meta charset=\"utf-8\">\n<p>Hello, $name!</p>\n"]
 }
 
+proc /page {request} {
+    set name [escape [field [dict get $request query] name nobody]]
+    set items [lmap number {1 2 3} {string cat "<li>$number times $number is [expr {$number * $number}]</li>\n"}]
+    return [page [subst -nobackslashes $::PAGE]]
+}
+
 proc /upload {request} {
     return [dict create text "[string length [dict get $request body]] bytes\n"]
 }
@@ -94,7 +108,7 @@ proc /error {request} {
     error "this page always fails"
 }
 
-set ROUTES {/ /json /form /upload /slow /error}
+set ROUTES {/ /json /form /page /upload /slow /error}
 
 proc handler {request} {
     set path [dict get $request path]
