@@ -5,7 +5,7 @@ What counts is a comparison of the files with what they were (name, time, size),
 that something happened, or every second where it is not installed or cannot watch. Files named one by one are
 looked at twice a second in any case: an editor puts a new file in place of the old one, and a watch stays
 with the old. A change is taken once the files have come to rest. What is written while programs run, logs,
-sockets, databases, hidden files, is left out. """
+sockets, databases, hidden files, is left out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import logging
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
+from time import monotonic
 from typing import Any
 
 from gunicorn.util import is_glob_pattern
@@ -31,6 +32,11 @@ REST = 0.1
 """Seconds without a further change after which one is taken: a build or a checkout writes many files."""
 
 LONGEST_UNREST = 5.0
+
+SOON = 3.0
+REPEATED = 5
+"""A file that changes so many times in a row, each less than SOON seconds after the last, is written by the
+application itself."""
 
 MAX_FILES = 20_000
 """Files looked at in directories: a larger tree is no application, and would keep a core busy."""
@@ -53,6 +59,9 @@ class Watched:
         self._files = list(files)
         self.folders = list(folders)
         self._ignored = {os.path.realpath(path) for path in ignored}
+        self._outputs = {
+            _number(fd) for fd in (1, 2)
+        }  # where a shell has sent the log, mostly to a file here
         self.cut = False  # there are more than MAX_FILES
 
     @classmethod
@@ -76,6 +85,11 @@ class Watched:
         ignored = [os.path.join(folder, path) for path in written if path and path != "-"]
         return cls([*files, *extra], folders, ignored)
 
+    def leave_out(self, path: str) -> None:
+        """This one does not count any more."""
+        self._ignored.add(path)
+        self._files = [file for file in self._files if file != path]
+
     def named(self) -> dict[str, State]:
         """The state of the files named one by one; a pattern stands for those that match it now."""
         found = {}
@@ -95,7 +109,7 @@ class Watched:
                     if room < 0:
                         self.cut = True
                         return found
-                    found[path] = _state(path)
+                    found[path] = _state(path, self._outputs)
         return found
 
     def counts(self, path: str) -> bool:
@@ -132,14 +146,22 @@ class Watched:
                     yield path
 
 
-def _state(path: str) -> State:
+def _state(path: str, outputs: Container[tuple[int, int] | None] = ()) -> State:
     try:
         status = os.stat(path)
     except OSError:
         return None
-    if not stat.S_ISREG(status.st_mode):
-        return None  # a socket or a pipe: whoever made it is no editor
+    if not stat.S_ISREG(status.st_mode) or (status.st_dev, status.st_ino) in outputs:
+        return None  # whoever makes a socket or a pipe is no editor
     return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def _number(fd: int) -> tuple[int, int] | None:
+    try:
+        status = os.fstat(fd)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 class Watcher:
@@ -159,6 +181,10 @@ class Watcher:
         self._polling = polling
         self._stop = threading.Event()
         self._known = watched.all()
+        self._last = 0.0  # when a change was taken
+        self._repeated: dict[
+            str, int
+        ] = {}  # files changed again soon after that, and how many times in a row
         if watched.cut:
             log.warning('msg="too many files to watch, give reload_paths" watched=%d', MAX_FILES)
         self._thread = threading.Thread(target=self._run, name="watcher", daemon=True)
@@ -188,8 +214,23 @@ class Watcher:
                 break
         changed = sorted(path for path in {*now, *self._known} if now.get(path) != self._known.get(path))
         self._known = now
+        changed = self._without_repeated(changed)
         if changed and not self._stop.is_set():
             self._changed(changed[0])
+
+    def _without_repeated(self, changed: list[str]) -> list[str]:
+        """Leave out what the application writes each time it is started: that would go on for ever."""
+        soon = monotonic() < self._last + SOON
+        self._last = monotonic()
+        self._repeated = {path: self._repeated.get(path, 0) + 1 if soon else 0 for path in changed}
+        for path, times in self._repeated.items():
+            if times >= REPEATED:
+                self._watched.leave_out(path)
+                self._known.pop(path, None)
+                self._log.warning(
+                    'msg="a file changes at each restart and is watched no more" file="%s"', path
+                )
+        return [path for path in changed if self._repeated[path] < REPEATED]
 
     def _looks(self) -> Iterator[bool]:
         """Yields whenever it is time to look: True at everything, False at the files named one by one."""

@@ -14,6 +14,7 @@ from poolparty.wire.frames import ResponseHead
 
 if TYPE_CHECKING:
     from poolparty.stats.notice import Notice
+    from poolparty.worker.dispatcher import Dispatcher
     from poolparty.worker.request import Request
 
 OVERLOADED = COUNTER_INDEX["overloaded"]
@@ -58,6 +59,13 @@ class BrokenPage:
         ]
         connection.send_response(request, ResponseHead(503, list(fields)), body.encode(), OVERLOADED)
         return True
+
+    def sweep(self, dispatcher: Dispatcher) -> None:
+        """Answer what has come before the application broke, and waits for a child."""
+        if dispatcher.queue and self._notice.read():
+            for request in list(dispatcher.queue):
+                dispatcher.forget(request)
+                self.takes(request)
 
 
 def wants_html(request: Request) -> bool:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from poolparty.arbiter.pool_thread import Seat
     from poolparty.settings import Options
     from poolparty.wire.frames import ResponseHead
+    from poolparty.worker.broken_page import BrokenPage
     from poolparty.worker.request import Request
     from poolparty.worker.static import StaticFiles
 
@@ -79,6 +80,7 @@ class Server:
         self.words[self.base + SeatWord.PID] = os.getpid()
         self.dispatcher = Dispatcher(self, seat, loop)
         self.static: StaticFiles | None = None
+        self.broken: BrokenPage | None = None
         # Who may answer a request in the pool's place: mostly nobody, which costs one look at an attribute.
         self.takes: Callable[[Request], bool] | None = None
         if options.static_root is not None:
@@ -89,7 +91,8 @@ class Server:
         if cfg.reload:
             from poolparty.worker.broken_page import BrokenPage
 
-            takes, broken = self.takes, BrokenPage(seat.notice).takes
+            self.broken = BrokenPage(seat.notice)
+            takes, broken = self.takes, self.broken.takes
             self.takes = broken if takes is None else lambda request: takes(request) or broken(request)
         self.access = AccessLog(log, cfg)
         self.access_log = self.access.enabled
@@ -166,6 +169,8 @@ class Server:
         if int(time()) != self._date_second:
             self._make_date()
         self.dispatcher.sweep(now)
+        if self.broken is not None:
+            self.broken.sweep(self.dispatcher)
         if self._flushing:
             self._sweep_flushing(now)
         if now >= self._next_sweep:
