@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import shlex
+import signal
 import sys
 import tempfile
 import time
@@ -20,8 +21,9 @@ from benchmarks.servers import CHECKOUT, NotFound, Setup
 
 DESCRIPTION = """\
 Measure Poolparty beside every other server found on this machine. Without arguments: every case, 5 rounds of
-4 s (an hour and a half). Nothing else should run on the machine meanwhile. The original is found as
-`poolparty-go`, the C relay as `poolparty-limit` on PATH."""
+4 s, which takes about an hour. Nothing else should run on the machine meanwhile. The original is found as
+`poolparty-go` on PATH (its Janet library in `jlib` beside it, or where ORIGINAL_JANET_PATH says), the C relay
+as `poolparty-limit`."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -144,6 +146,8 @@ def list_all() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    # Whatever ends us, servers that run are ended on the way out.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = parser().parse_args(given)
     if options.install_peers:
@@ -177,7 +181,7 @@ def measure(cases: Sequence[Case], options: argparse.Namespace, given: Sequence[
         raise SystemExit("bin/bench: wrk is not on PATH; --install-peers installs it") from None
     rounds, seconds = (1, 1.0) if options.quick else (max(1, options.rounds), options.seconds)
     busy = machine.load()
-    if busy > 0.5:
+    if busy > machine.BUSY:
         tell(f"bin/bench: the machine is not idle (load {busy:.1f}): figures will be low and uneven")
     results: dict[str, Any] = {}
     if options.json is not None and options.json.exists():

@@ -7,6 +7,9 @@ import platform
 import re
 from pathlib import Path
 
+BUSY = 0.5
+"""Load beyond which figures are not to be trusted."""
+
 
 def describe() -> dict[str, str]:
     return {

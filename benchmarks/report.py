@@ -16,6 +16,9 @@ from typing import Any
 from benchmarks import chart, figures
 from benchmarks.cases import CASES, Case
 from benchmarks.figures import Table
+from benchmarks.machine import BUSY as BUSY_LOAD
+
+BUSY = " **The machine was not idle when it began (load {:.1f}): the figures are low and uneven.**"
 
 NOTES = """\
 What is compared:
@@ -97,11 +100,13 @@ def page(results: Mapping[str, Any]) -> str:
         "",
         f"    {results['command']}",
         "",
-        f"on {results['date']}: {machine['cores']} cores of {machine['processor']}, {machine['memory']} memory, "
+        f"on {results['date']}: {machine['cores']} cores of {machine['processor']}, "
+        f"{machine['memory']} memory, "
         f"{machine['system']}, Linux {machine['kernel']}. "
         f"{results['rounds']} rounds of {results['seconds']:g} s. "
         + ", ".join(f"{name} {version}" for name, version in versions.items())
-        + ".",
+        + "."
+        + (BUSY.format(results["load"]) if results["load"] > BUSY_LOAD else ""),
         "",
         "![Requests a second, Poolparty beside other servers](performance.svg)",
         "",

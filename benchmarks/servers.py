@@ -118,7 +118,9 @@ def server_python() -> str:
         str(CHECKOUT / ".venv" / "bin" / "python"),
         str(VENV / "bin" / "python"),
     ):
-        if os.access(candidate, os.X_OK) and _has(candidate, "gunicorn, httptools, setproctitle, psutil"):
+        if os.access(candidate, os.X_OK) and _has(
+            candidate, "gunicorn, httptools, psutil, setproctitle, uvloop"
+        ):
             return candidate
     packages = ["setproctitle", "psutil", *PYTHON_PACKAGES]
     print("making an environment with Poolparty's dependencies in .cache/bench …", file=sys.stderr)

@@ -119,3 +119,8 @@ def test_a_refusal_is_counted_by_itself_and_any_other_status_is_an_error() -> No
     assert sample["refused"] == 25
     assert sample["errors"] == 6
     assert (sample["p99"], sample["fast_p99"]) == (2.0, 2.0)
+
+
+def test_the_page_of_a_busy_machine_says_so() -> None:
+    assert "not idle" not in report.page(results())
+    assert "not idle when it began (load 3.0)" in report.page(results() | {"load": 3.0})
