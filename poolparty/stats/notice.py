@@ -2,7 +2,7 @@
 (--reload) alone.
 
 An anonymous shared mapping, made before the first fork. The arbiter writes, under its lock; readers take no
-lock: a number that is odd during a change, and another one after it, tells them to read again. """
+lock: a number that is odd during a change, and another one after it, tells them to read again."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 --reload alone.
 
 What a failed child printed may hold anything, secrets included; so this is never asked for unless the server
-was started for development. """
+was started for development."""
 
 from __future__ import annotations
 
