@@ -158,6 +158,10 @@ class Pool:
 
     def kill(self, child: Child) -> None:
         """The child dies by itself; its request is tried elsewhere."""
+        self._die(child)
+        self.settle()
+
+    def _die(self, child: Child) -> None:
         request, seat = child.running, self.seats.get(-1 if child.seat is None else child.seat)
         child.running = None
         if seat is not None:
@@ -167,7 +171,6 @@ class Pool:
             if request is not None:
                 self._queue(seat, request, 0)
         self._gone(child)
-        self.settle()
 
     def seat_dies(self, seat: Seat) -> None:
         """An HTTP worker is killed, another comes in its place."""
@@ -265,7 +268,7 @@ class Pool:
         child = self.children[action.child]
         if isinstance(action, Kill):
             child.cause = action.cause
-            self.kill(child)
+            self._die(child)
         elif isinstance(action, End):
             assert child.seat is None
             assert child.running is None
