@@ -46,7 +46,10 @@ PASSAGE_SIZE = 256 * 1024
 """Bytes of the buffer that large bodies pass through: it stays in the processor's cache."""
 
 LARGE_PIPE = 1024 * 1024
-"""Bytes of a pipe that large responses come through, if the kernel allows it (fs.pipe-max-size)."""
+"""Bytes of a pipe that large messages go through, if the kernel allows it (fs.pipe-max-size)."""
+
+LARGE_BODY = 128 * 1024
+"""Bytes of a request's body from which on it is worth a large pipe: a usual one holds half of that."""
 
 MAX_UNSENT = 64 * 1024 * 1024
 """Bytes that are kept for a slow client while other requests stand behind its own. Beyond it they wait with it,
@@ -118,7 +121,7 @@ class Lease:
         self.recalled = False
         self.in_ring = False  # it is among those that may be given a request ahead
         self.reading = False
-        self.enlarged = False  # its fd 3 has a large pipe, counted in the budget
+        self.enlarged: tuple[int, ...] = ()  # those of its two pipes that are large, counted in the budget
         self.paused = 0.0  # when it was made to wait, time.monotonic()
         self.begun = False  # the head of a large response has gone to the client
         self.discarding = False  # a large response that nobody wants any more is read to its end
@@ -161,6 +164,8 @@ class Lease:
         head = request.head
         try:
             if request.body:
+                if request.body_size > LARGE_BODY:
+                    self._enlarge(self.stdin)
                 self._write_parts(deque(memoryview(part) for part in (head, *request.body)))
             else:
                 written = os.write(self.stdin, head)
@@ -294,18 +299,19 @@ class Lease:
         """Whether the child has written more than was read."""
         return fcntl.ioctl(self.stdout, termios.FIONREAD, bytes(4)) != bytes(4)
 
-    def _enlarge_pipe(self) -> None:
-        """After a first large response: let the child write more of the next one before it has to wait."""
+    def _enlarge(self, pipe: int) -> None:
+        """A large message is in this pipe, and others will follow: let more of it go in at once."""
         dispatcher = self.dispatcher
-        if self.enlarged or dispatcher.pipe_budget < LARGE_PIPE:
+        if pipe in self.enlarged or dispatcher.pipe_budget < LARGE_PIPE:
             return
-        self.enlarged = True
         try:
-            if fcntl.fcntl(self.stdout, fcntl.F_GETPIPE_SZ) < LARGE_PIPE:
-                fcntl.fcntl(self.stdout, fcntl.F_SETPIPE_SZ, LARGE_PIPE)
-            dispatcher.pipe_budget -= LARGE_PIPE
+            if fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ) < LARGE_PIPE:
+                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, LARGE_PIPE)
         except (OSError, AttributeError):
             dispatcher.pipe_budget = 0  # the user has no more pages for pipes, or the system no such call
+            return
+        self.enlarged += (pipe,)
+        dispatcher.pipe_budget -= LARGE_PIPE
 
     def _on_events(self, events: list[ResponseEvent]) -> None:
         """Several responses, or a part of one."""
@@ -323,7 +329,7 @@ class Lease:
                 self._answer(request)
                 completed = True
             elif isinstance(event, ResponseStart):
-                self._enlarge_pipe()
+                self._enlarge(self.stdout)
                 self.dispatcher.pace.add(NEVER)  # while it passes through, what stands behind it waits
                 self.begun = connection is not None and connection.start_response(
                     request, event.head, event.body_size, self
@@ -623,8 +629,7 @@ class Dispatcher:
         if lease in self.idle:
             self.idle.remove(lease)
         lease.close()
-        if lease.enlarged:
-            self.pipe_budget += LARGE_PIPE
+        self.pipe_budget += LARGE_PIPE * len(lease.enlarged)
         self.words[self._base + SeatWord.LEASES] = len(self.leases)
         self._send(messages.encode(Return(lease.number, reason)))
 

@@ -23,7 +23,11 @@
 # A health reply's message: a line of the log.
 (def- message-limit 1000)
 
-# A request's buffer beyond this size is given back after the request.
+# A frame beyond this size is read in two parts: so much, in which its head stands, and then the rest of the body into a
+# buffer of its own. One of 1 MiB costs half as much as if all of it were read and the body copied out.
+(def- first-part 65536)
+
+# A buffer that a head of unusual size has made larger than this is given back after the request.
 (def- kept-buffer-limit 1000000)
 
 (defn- push-uint
@@ -72,8 +76,9 @@
 (def- blank-request @{:remote-address "" :uri "" :method "" :headers false :body false})
 
 (defn- read-http-request
-  "The request table from a frame, whose tag stands before `start`."
-  [buf start]
+  ``The request table from a frame, whose tag stands before `start`. If `inf` is given, the last `missing` bytes of
+  the body are still to be read from it.``
+  [buf start &opt inf missing]
   (var at start)
   (def request (table/clone blank-request))
   (put request :remote-address (read-bytes string/slice buf at))
@@ -91,7 +96,33 @@
     (def name (read-bytes string/slice buf at))
     (put headers name (read-bytes string/slice buf at))
     (-- count))
-  (put request :body (read-bytes buffer/slice buf at)))
+  (if (nil? inf)
+    (put request :body (read-bytes buffer/slice buf at))
+    (let [[size behind] (read-uint buf at)
+          body (buffer/new size)]
+      (buffer/blit body buf 0 behind)
+      (file/read inf missing body)
+      (unless (= (length body) size)
+        (error "poolparty: the pipe ended in a request's body"))
+      (put request :body body))))
+
+(defn- head-is-in?
+  "Whether the buffer, which ends before its frame does, holds all before the body's bytes."
+  [buf]
+  (def end (length buf))
+  (var at 5)
+  (var strings 3)
+  (var counted false)
+  (var whole true)
+  (while (and whole (or (> strings 0) (not counted)))
+    # No uint before the body has more than five bytes.
+    (if (> (+ at 5) end)
+      (set whole false)
+      (let [[n behind] (read-uint buf at)]
+        (if (> strings 0)
+          (do (set at (+ behind n)) (-- strings))
+          (do (set at behind) (set strings (* 2 n)) (set counted true))))))
+  (and whole (<= (+ at 5) end)))
 
 (defn- push-header
   "Append one header."
@@ -296,13 +327,20 @@
       (unless (and (file/read inf 4 buf) (= (length buf) 4))
         (break))
       (def size (+ (in buf 0) (* 256 (+ (in buf 1) (* 256 (+ (in buf 2) (* 256 (in buf 3))))))))
-      (unless (and (file/read inf size buf) (= (length buf) (+ size 4)))
+      (var here (if (> size first-part) first-part size))
+      (unless (and (file/read inf here buf) (= (length buf) (+ here 4)))
         (break))
       (def tag (in buf 4))
+      (when (and (< here size) (not (head-is-in? buf)))
+        (file/read inf (- size here) buf)
+        (set here size))
       (cond
         (= tag http-request)
         (do
-          (def request (read-http-request buf 5))
+          (def request
+            (if (= here size)
+              (read-http-request buf 5)
+              (read-http-request buf 5 inf (- size here))))
           (set current request)
           (def body (encode out (handler request)))
           (set current :answering)
