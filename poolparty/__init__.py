@@ -8,6 +8,9 @@ from __future__ import annotations
 
 __version__ = "0.1.0"
 
+# `python -m poolparty.wsgi` is a module of the child's library, also where this package is found first.
+__path__.append(__path__[0] + "/sdk/python/poolparty")
+
 TYPE_CHECKING = False  # typing's constant of this name would cost the import of typing
 if TYPE_CHECKING:
     from poolparty.sdk.python.poolparty import Headers, Request, Response, serve

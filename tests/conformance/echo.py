@@ -10,7 +10,7 @@ def handler(request):
     if path == "/print":
         print("printed")
     if path == "/stream":
-        return poolparty.Response(body="one\ntwo\nthree\n")
+        return poolparty.Response(body=(f"{word}\n" for word in ("one", "two", "three")))
     return poolparty.Response(
         200,
         {

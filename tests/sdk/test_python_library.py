@@ -127,7 +127,10 @@ FAILURE = (500, {"Content-Type": ["text/plain; charset=utf-8"]}, b"internal serv
         ("poolparty.Response('200')", "ValueError: a response's status is an int from 200 to 599, not '200'"),
         ("poolparty.Response(199)", "ValueError: a response's status"),
         ("poolparty.Response(600)", "ValueError: a response's status"),
-        ("poolparty.Response(body=7)", "TypeError: a response's body is bytes or a str, not 7"),
+        (
+            "poolparty.Response(body=7)",
+            "TypeError: a response's body is bytes, a str or an iterable of these, not 7",
+        ),
         ("poolparty.Response(headers=['A'])", "TypeError: a response's headers are a mapping"),
         ("poolparty.Response(headers={7: 'a'})", "TypeError: a response header's name is a str, not 7"),
         (
@@ -251,7 +254,7 @@ def test_an_unknown_request_ends_the_worker_with_a_word(serve: Any) -> None:
 
 def test_ready_is_said_once_and_first_where_it_is_offered(serve: Any, health_check: bytes) -> None:
     worker = serve("poolparty.serve(lambda request: 'x')", FEATURES)
-    assert worker.ready() == ["health-reply"]
+    assert worker.ready() == ["health-reply", "stream"]
     worker.send(health_check)
     assert worker.health() == (True, "")
     assert worker.ask()[2] == b"x"

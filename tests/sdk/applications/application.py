@@ -80,6 +80,32 @@ def program(request):
     return subprocess.run(["sh", "-c", script], stdout=subprocess.PIPE).stdout
 
 
+def pieces(query):
+    yield "one\n"
+    yield ""
+    yield b"\xff\n"
+    yield "grün\n"
+    if query == "fail":
+        raise RuntimeError("this one fails")
+
+
+def stream(request):
+    return poolparty.Response(200, {"Content-Type": "text/plain"}, pieces(request.query))
+
+
+def stream_nothing(request):
+    return {"body": iter(())}
+
+
+def stream_fail_first(request):
+    return {"body": fail_first()}
+
+
+def fail_first():
+    raise RuntimeError("this one fails")
+    yield
+
+
 def leave(request):
     raise SystemExit(7)
 
@@ -88,6 +114,7 @@ ROUTES = {
     "/echo": echo, "/header": header, "/text": text, "/octets": octets, "/headers": headers, "/empty": empty,
     "/many-headers": many_headers, "/fail": fail, "/bad-status": bad_status, "/bad-header": bad_header,
     "/bad-body": bad_body, "/bad-answer": bad_answer, "/say": say, "/program": program, "/leave": leave,
+    "/stream": stream, "/stream-nothing": stream_nothing, "/stream-fail-first": stream_fail_first,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -21,11 +21,12 @@ from _collections_abc import Mapping  # what collections.abc exports; os has loa
 
 TYPE_CHECKING = False  # typing's constant of this name would cost the import of typing
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Any, TypeAlias
 
     HeaderValue: TypeAlias = str | Sequence[str]
-    Body: TypeAlias = bytes | bytearray | memoryview | str
+    Piece: TypeAlias = bytes | bytearray | memoryview | str
+    Body: TypeAlias = Piece | Iterable[Piece]
     Answer: TypeAlias = "Response" | Mapping[str, Any] | bytes | str
 
 __all__ = ["Headers", "Request", "Response", "serve"]
@@ -39,7 +40,7 @@ MAX_MESSAGE_SIZE = 1000  # of a health reply: a line of the log
 
 # The tags of the two unions of the protocol.
 HTTP_REQUEST, HEALTH_CHECK_REQUEST = 0, 1
-HTTP_RESPONSE, READY, HEALTH_REPLY = 0, 1, 2
+HTTP_RESPONSE, READY, HEALTH_REPLY, RESPONSE_START, RESPONSE_CHUNK, RESPONSE_END = range(6)
 
 
 def serve(handler: Callable[[Request], Answer], health_check: Callable[[], object] | None = None) -> None:
@@ -50,6 +51,10 @@ def serve(handler: Callable[[Request], Answer], health_check: Callable[[], objec
     none of these, is written to stderr with its traceback and answered `500 internal server error`; the
     process lives on. SystemExit and KeyboardInterrupt are not caught: they end it.
 
+    A body may be an iterable of str and bytes, say a generator. Where the server offers `stream` a piece is
+    sent when it is there, otherwise all of them together; its close(), if it has one, is called in the end.
+    Where it raises after the first piece was sent, the process ends, so that the client's answer breaks off.
+
     `health_check()` is called now and then while no request runs. If it raises, this process is unwell and
     will be replaced; what it returns does not matter.
     """
@@ -58,21 +63,28 @@ def serve(handler: Callable[[Request], Answer], health_check: Callable[[], objec
     offered = os.environ.get("POOLPARTY_FEATURES", "").split(",")
     says_ready = "ready" in offered
     replies = says_ready and "health-reply" in offered
+    streams = says_ready and "stream" in offered
     try:
         if says_ready:
-            _write(sink, _ready(["health-reply"] if replies else []))
-        for data, at in _payloads(source):
+            _write(sink, _ready(["health-reply"] * replies + ["stream"] * streams))
+        for data, at, end in _payloads(source):
             tag = data[at]
             if tag == HTTP_REQUEST:
                 request = Request.__new__(Request)  # its __init__ is for requests made by hand
                 request._data = data
                 request._at = at + 1
+                request._end = end
                 try:
                     frame = _response(handler(request))
+                    if isinstance(frame, _Stream):
+                        frame = frame.start() if streams else frame.whole()
                 except Exception:
                     _report(f"{request.method} {request.uri!r} failed")
                     frame = _FAILED
-                _write(sink, frame)
+                if isinstance(frame, _Stream):
+                    _send_stream(sink, frame, request)
+                else:
+                    _write(sink, frame)
             elif tag == HEALTH_CHECK_REQUEST:
                 reply = _check_health(health_check, replies)
                 if replies:
@@ -130,9 +142,12 @@ class Request:
     The server's requests are decoded when a field is first looked at: a handler pays for what it uses.
     """
 
-    __slots__ = ("_at", "_data", "body", "headers", "method", "path", "query", "remote_address", "uri")
+    __slots__ = (
+        "_at", "_data", "_end", "body", "headers", "method", "path", "query", "remote_address", "uri"
+    )  # fmt: skip
 
     _data: bytes
+    _end: int  # where in _data its frame ends
     _at: int  # where in _data this request's next undecoded field begins
     method: str
     uri: str
@@ -161,12 +176,16 @@ class Request:
         """Called for a slot that is empty: fill it and those that stand with it."""
         if name == "path" or name == "query":
             self._split_uri()
-        elif name == "uri" or name == "method" or name == "remote_address":
-            self._decode_line()
-        elif name == "headers" or name == "body":
-            self._decode_rest()
-        else:
+        elif name not in ("uri", "method", "remote_address", "headers", "body"):
             raise AttributeError(f"a Request has no {name!r}")
+        else:
+            try:
+                if name == "headers" or name == "body":
+                    self._decode_rest()
+                else:
+                    self._decode_line()
+            except IndexError:
+                raise _broken() from None
         return getattr(self, name)
 
     def _decode_line(self) -> None:
@@ -202,6 +221,8 @@ class Request:
         self.headers = headers = Headers()
         headers._fields = fields
         size, at = _uint(data, at)
+        if at + size != self._end:
+            raise _broken()
         self.body = data[at : at + size]
 
     def _split_uri(self) -> None:
@@ -219,7 +240,7 @@ class Response:
 
     status     200 to 599
     headers    a mapping of names to a str or, for a field that stands several times, a list of str
-    body       bytes, bytearray, memoryview, or a str, which is encoded as UTF-8
+    body       bytes, bytearray, memoryview, or a str, which is encoded as UTF-8; or an iterable of these
 
     No header is added but those the server owes (Content-Length, Date …).
     """
@@ -281,7 +302,7 @@ _TEXT = _status_and_one_header(200, "Content-Type", "text/plain; charset=utf-8")
 _OCTETS = _status_and_one_header(200, "Content-Type", "application/octet-stream")
 
 
-def _response(answer: Answer) -> bytes | tuple[bytes, bytes]:
+def _response(answer: Answer) -> bytes | tuple[bytes, bytes] | _Stream:
     """The frame for what a handler returned. TypeError or ValueError says what is wrong with it."""
     if type(answer) is str:
         return _framed(_TEXT, answer.encode())
@@ -308,8 +329,10 @@ def _response(answer: Answer) -> bytes | tuple[bytes, bytes]:
             body = b""
         elif isinstance(body, (bytes, bytearray, memoryview)):
             body = bytes(body)
+        elif hasattr(body, "__iter__") and not isinstance(body, Mapping):
+            return _Stream(head[1:] + (_headers(headers) if headers else b"\x00"), body)
         else:
-            raise TypeError(f"a response's body is bytes or a str, not {body!r:.200}")
+            raise TypeError(f"a response's body is bytes, a str or an iterable of these, not {body!r:.200}")
     return _framed(head + (_headers(headers) if headers else b"\x00"), body)
 
 
@@ -357,6 +380,80 @@ def _framed(head: bytes, body: bytes) -> bytes | tuple[bytes, bytes]:
     return total.to_bytes(4, "little") + head, body
 
 
+class _Stream:
+    """A response whose body comes in pieces: `head` is status and headers, `first` the first piece."""
+
+    __slots__ = ("body", "first", "head", "pieces")
+
+    pieces: Iterator[Piece]
+
+    def __init__(self, head: bytes, body: Iterable[Piece]) -> None:
+        self.head = head
+        self.body = body
+        self.first = b""
+
+    def start(self) -> bytes | tuple[bytes, bytes] | _Stream:
+        """Wait for the first piece: what goes wrong until then is answered. If none comes: a usual one."""
+        try:
+            self.pieces = iter(self.body)
+            for piece in self.pieces:
+                self.first = _octets(piece)
+                if self.first:
+                    return self
+        except BaseException:
+            self.close()
+            raise
+        self.close()
+        return _framed(bytes((HTTP_RESPONSE,)) + self.head, b"")
+
+    def whole(self) -> bytes | tuple[bytes, bytes]:
+        try:
+            body = b"".join([_octets(piece) for piece in self.body])
+        finally:
+            self.close()
+        return _framed(bytes((HTTP_RESPONSE,)) + self.head, body)
+
+    def close(self) -> None:
+        close = getattr(self.body, "close", None)
+        if close is not None:
+            close()
+
+
+def _octets(piece: Piece) -> bytes:
+    if isinstance(piece, str):
+        return piece.encode()
+    if isinstance(piece, (bytes, bytearray, memoryview)):
+        return bytes(piece)
+    raise TypeError(f"a piece of a response's body is bytes or a str, not {piece!r:.200}")
+
+
+def _send_stream(sink: int, stream: _Stream, request: Request) -> None:
+    """Send it from its first piece on. What goes wrong now can only be told by ending: SystemExit."""
+    before = _sized(bytes((RESPONSE_START,)) + stream.head)
+    for data in _pieces(stream, request):
+        if data:
+            _write(sink, before + _chunk(data))
+            before = b""
+    _write(sink, _sized(bytes((RESPONSE_END,))))
+
+
+def _pieces(stream: _Stream, request: Request) -> Iterator[bytes]:
+    try:
+        try:
+            yield stream.first
+            for piece in stream.pieces:
+                yield _octets(piece)
+        finally:
+            stream.close()
+    except Exception:
+        _report(f"{request.method} {request.uri!r} failed in the middle of its answer")
+        raise SystemExit(1) from None
+
+
+def _chunk(data: bytes) -> bytes:
+    return _sized(bytes((RESPONSE_CHUNK,)) + _varint(len(data)) + data)
+
+
 _FAILED = _sized(
     _status_and_one_header(500, "Content-Type", "text/plain; charset=utf-8")
     + _string("internal server error\n")
@@ -383,8 +480,13 @@ def _uint(data: bytes, at: int) -> tuple[int, int]:
     return number, at
 
 
-def _payloads(source: int) -> Iterator[tuple[bytes, int]]:
-    """The payload of each frame, as a buffer and the place where it begins there, until the pipe's end.
+def _broken() -> SystemExit:
+    """No error of the handler's, which would be answered: what follows in the pipe could mean anything."""
+    return SystemExit("poolparty: a request's lengths do not add up to its frame")
+
+
+def _payloads(source: int) -> Iterator[tuple[bytes, int, int]]:
+    """The payload of each frame, as a buffer and where it begins and ends there, until the pipe's end.
 
     What lies behind it in the buffer may be the next request. Buffers are never written again: a request that
     the program keeps stays what it was.
@@ -405,9 +507,14 @@ def _payloads(source: int) -> Iterator[tuple[bytes, int]]:
                 if not size and have >= 4:
                     pieces = [b"".join(pieces)]
                     size = int.from_bytes(pieces[0][:4], "little")
+                    if size > MAX_FRAME_SIZE:
+                        raise _broken()
             data, at = b"".join(pieces) if len(pieces) > 1 else pieces[0], 0
-        yield data, at + 4
-        at += 4 + size
+        at += 4
+        if not size:
+            raise _broken()
+        yield data, at, at + size
+        at += size
 
 
 # ---- The process.

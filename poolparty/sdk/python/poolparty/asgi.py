@@ -1,0 +1,285 @@
+"""Serves an ASGI application, Starlette's or FastAPI's: poolparty -- python -m poolparty.asgi app:app
+
+Runs in the child, on top of `poolparty.serve`: one request at a time, on one event loop that is kept between
+requests and stands still there. So it is for applications that answer requests; what runs on beside them
+(tasks that outlive their request, WebSockets) is refused or waits for the next request. Lifespan events are
+sent: startup before the child says that it is ready, shutdown when it leaves. Python 3.8 or later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+
+from . import Request, Response, serve
+from .gateway import add_field, client_of, server_of, text_of
+from .loading import load
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+    from typing import Any, NoReturn, TypeAlias
+
+    Message: TypeAlias = dict[str, Any]
+    Application: TypeAlias = Callable[..., Awaitable[None]]
+
+__all__ = ["main", "run"]
+
+VERSIONS = {"version": "3.0", "spec_version": "2.4"}
+
+NO_WEBSOCKETS = Response(
+    501, {"Content-Type": "text/plain; charset=utf-8"}, "WebSockets are not carried by this server\n"
+)
+
+
+def main() -> None:
+    """What `python -m poolparty.asgi APPLICATION` does."""
+    run(load("poolparty.asgi", sys.argv[1:]))
+
+
+def run(application: Application) -> None:
+    """Serve the application until the server closes the pipe or ends this process by SIGTERM."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    lifespan = _Lifespan(application, loop)
+    lifespan.start()
+    signal.signal(signal.SIGTERM, _leave)
+    try:
+        serve(_Handler(application, loop, lifespan.state).handle)
+    finally:
+        lifespan.stop()
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+
+def _leave(number: int, frame: object) -> NoReturn:
+    raise SystemExit(0)  # so that the lifespan gets its shutdown
+
+
+class _Handler:
+    """Answers each request by one call of the application."""
+
+    def __init__(
+        self, application: Application, loop: asyncio.AbstractEventLoop, state: dict[str, Any]
+    ) -> None:
+        self.application = application
+        self.loop = loop
+        self.state = state
+        self.root_path = os.environ.get("ROOT_PATH", "")
+        offered = os.environ.get("POOLPARTY_FEATURES", "").split(",")
+        self.streams = "ready" in offered and "stream" in offered
+
+    def handle(self, request: Request) -> Response:
+        scope = self.scope(request)
+        if scope is None:
+            return NO_WEBSOCKETS
+        exchange = _Exchange(self.loop, request.body)
+        task = self.loop.create_task(_call(self.application, scope, exchange))
+        try:
+            if self.streams:
+                exchange.run_to_piece(task)
+                if not task.done() and not exchange.complete:
+                    return exchange.response(exchange.pieces_until_done(task))
+                exchange.go_on()
+            # What the application does behind its answer (Starlette's BackgroundTask) is done first: between
+            # requests nothing runs.
+            self.loop.run_until_complete(task)
+        except Exception:
+            if not exchange.complete:
+                raise
+            _report_late(request)  # it has answered; Starlette's error page is such an answer
+        finally:
+            if not self.streams and not task.done():
+                task.cancel()
+        if not exchange.complete:
+            raise AssertionError("the application returned before its answer was complete")
+        return exchange.response(b"".join(exchange.pieces))
+
+    def scope(self, request: Request) -> dict[str, Any] | None:
+        """The connection scope; None if the client wants a WebSocket."""
+        scheme, host, port = server_of(request.uri)
+        client, client_port = client_of(request.remote_address)
+        headers = []
+        for name, value in request.headers.items():
+            lower = name.lower()
+            if lower == "upgrade" and value.lower() == "websocket":
+                return None
+            if lower != "transfer-encoding":  # the body is whole and has none
+                headers.append((lower.encode(), value.encode()))
+        path = request.path
+        decoded = path
+        if "%" in path:
+            from urllib.parse import unquote
+
+            decoded = unquote(path)
+        return {
+            "type": "http",
+            "asgi": VERSIONS,
+            "http_version": "1.1",
+            "method": request.method,
+            "scheme": scheme,
+            "path": decoded,
+            "raw_path": path.encode(),
+            "query_string": request.query.encode(),
+            "root_path": self.root_path,
+            "headers": headers,
+            "client": (client, int(client_port)) if client else None,
+            "server": (host, int(port)) if port.isdigit() else None,
+            "state": self.state.copy(),
+        }
+
+
+async def _call(application: Application, scope: dict[str, Any], exchange: _Exchange) -> None:
+    await application(scope, exchange.receive, exchange.send)
+
+
+class _Exchange:
+    """One request and what the application has sent in answer to it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, body: bytes) -> None:
+        self.loop = loop
+        self.body: bytes | None = body
+        self.status = 0
+        self.headers: dict[str, str | list[str]] = {}
+        self.pieces: list[bytes] = []
+        self.complete = False
+        self.ended: asyncio.Future[None] | None = None  # whoever waits in receive() for the end
+        # Where pieces are sent singly: set at the next one, and when that has been sent.
+        self.turn: asyncio.Future[None] | None = None
+        self.sent = asyncio.Event()
+
+    async def receive(self) -> Message:
+        body, self.body = self.body, None
+        if body is not None:
+            return {"type": "http.request", "body": body, "more_body": False}
+        if not self.complete:
+            if self.ended is None:
+                self.ended = self.loop.create_future()
+            await asyncio.shield(self.ended)
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        kind = message["type"]
+        if kind == "http.response.start":
+            if self.status:
+                raise RuntimeError("http.response.start was sent twice")
+            self.status = message["status"]
+            for name, value in message.get("headers", ()):
+                add_field(self.headers, bytes(name).decode("latin-1"), text_of(bytes(value)))
+        elif kind == "http.response.body":
+            if not self.status or self.complete:
+                raise RuntimeError(
+                    f"http.response.body was sent {'after' if self.complete else 'before'} the answer"
+                )
+            self.pieces.append(bytes(message.get("body", b"")))
+            if not message.get("more_body", False):
+                self.complete = True
+                if self.ended is not None and not self.ended.done():
+                    self.ended.set_result(None)
+            if self.turn is not None:
+                self.sent.clear()
+                if not self.turn.done():
+                    self.turn.set_result(None)
+                await self.sent.wait()
+        else:
+            raise RuntimeError(f"{kind} is not offered here")
+
+    def run_to_piece(self, task: asyncio.Task[None]) -> None:
+        """Run until the next piece is there, or the application has ended: then what it raised is raised."""
+        self.turn = self.loop.create_future()
+        self.sent.set()
+        self.loop.run_until_complete(asyncio.wait((task, self.turn), return_when=asyncio.FIRST_COMPLETED))
+        if task.done():
+            task.result()
+
+    def go_on(self) -> None:
+        """From here on the application waits for nothing."""
+        self.turn = None
+        self.sent.set()
+
+    def pieces_until_done(self, task: asyncio.Task[None]) -> Iterator[bytes]:
+        try:
+            while True:
+                pieces, self.pieces = self.pieces, []
+                yield from pieces
+                if task.done():
+                    break
+                if self.complete:
+                    self.go_on()
+                    self.loop.run_until_complete(task)
+                else:
+                    self.run_to_piece(task)
+            if not self.complete:
+                raise AssertionError("the application returned before its answer was complete")
+        finally:
+            if not task.done():
+                task.cancel()
+
+    def response(self, body: bytes | Iterator[bytes]) -> Response:
+        return Response(self.status, self.headers, body)
+
+
+def _report_late(request: Request) -> None:
+    import traceback
+
+    print(f"poolparty: {request.method} {request.uri!r} failed after its answer", file=sys.stderr)
+    traceback.print_exc()
+
+
+class _Lifespan:
+    """The lifespan protocol: one call of the application that lasts as long as the process."""
+
+    def __init__(self, application: Application, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.state: dict[str, Any] = {}
+        self.application = application
+        self.task: asyncio.Task[None] | None = None
+        self.inbox: asyncio.Queue[Message] | None = None
+        self.outcome: asyncio.Future[Message] | None = None
+
+    def start(self) -> None:
+        """Startup. SystemExit: the application says that it failed; one that knows no lifespan has none."""
+        self.task = self.loop.create_task(self._live())
+        message = self._exchange("startup")
+        if message is None:
+            if not self.task.cancelled() and self.task.exception() is not None:
+                self.task = None
+        elif message["type"] == "lifespan.startup.failed":
+            raise SystemExit(
+                f"poolparty.asgi: the application's startup failed: {message.get('message', '')}"
+            )
+
+    def stop(self) -> None:
+        if self.task is not None and not self.task.done():
+            message = self._exchange("shutdown")
+            if message is not None and message["type"] == "lifespan.shutdown.failed":
+                print(f"poolparty.asgi: shutdown failed: {message.get('message', '')}", file=sys.stderr)
+            self.task.cancel()
+
+    async def _live(self) -> None:
+        self.inbox = asyncio.Queue()
+        scope = {"type": "lifespan", "asgi": VERSIONS, "state": self.state}
+        await self.application(scope, self.inbox.get, self._send)
+
+    async def _send(self, message: Message) -> None:
+        if self.outcome is not None and not self.outcome.done():
+            self.outcome.set_result(message)
+
+    def _exchange(self, event: str) -> Message | None:
+        """Send an event; the application's answer, None if it ended instead."""
+        assert self.task is not None
+        return self.loop.run_until_complete(self._ask(event, self.task))
+
+    async def _ask(self, event: str, task: asyncio.Task[None]) -> Message | None:
+        self.outcome = asyncio.get_running_loop().create_future()
+        await asyncio.sleep(0)  # the task makes its inbox
+        if self.inbox is not None:
+            self.inbox.put_nowait({"type": f"lifespan.{event}"})
+        await asyncio.wait((task, self.outcome), return_when=asyncio.FIRST_COMPLETED)
+        return self.outcome.result() if self.outcome.done() else None
+
+
+if __name__ == "__main__":
+    main()

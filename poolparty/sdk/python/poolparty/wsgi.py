@@ -1,0 +1,256 @@
+"""Serves a WSGI application (PEP 3333), Flask's or Django's: poolparty -- python -m poolparty.wsgi app:app
+
+Runs in the child, on top of `poolparty.serve`: one request at a time, so wsgi.multithread is False, and there
+are other children, so wsgi.multiprocess is True. The application is imported before the child says that it is
+ready. `python -m` finds this file by the PYTHONPATH that the server sets, and in the installed package too
+(poolparty/__init__.py lists this folder). Python 3.8 or later.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from io import BytesIO
+
+from . import Request, Response, serve
+from .gateway import add_field, client_of, server_of
+from .loading import is_asynchronous, load
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from types import TracebackType
+    from typing import Any, BinaryIO, TypeAlias
+
+    Environ: TypeAlias = dict[str, Any]
+    ExcInfo: TypeAlias = tuple[type[BaseException], BaseException, TracebackType | None]
+    StartResponse: TypeAlias = Callable[..., Callable[[bytes], object]]
+    Application: TypeAlias = Callable[[Environ, StartResponse], Iterable[bytes]]
+
+__all__ = ["FileWrapper", "environ_of", "main", "run", "wsgi_handler"]
+
+MAX_CACHED = 512  # names of headers; a client can send any
+BLOCK = 65536
+
+
+def main() -> None:
+    """What `python -m poolparty.wsgi APPLICATION` does."""
+    application = load("poolparty.wsgi", sys.argv[1:])
+    if is_asynchronous(application):
+        raise SystemExit(
+            f"poolparty.wsgi: {sys.argv[1]} is an ASGI application; serve it with: "
+            f"python -m poolparty.asgi {sys.argv[1]}"
+        )
+    run(application)
+
+
+def run(application: Application) -> None:
+    """Serve the application until the server closes the pipe; then return."""
+    serve(wsgi_handler(application))
+
+
+def wsgi_handler(application: Application) -> Callable[[Request], Response]:
+    """A handler for `poolparty.serve` that asks the application."""
+    base = _base_environ()
+
+    def handler(request: Request) -> Response:
+        exchange = _Exchange()
+        environ = base.copy()
+        _fill(environ, request)
+        result = application(environ, exchange.start_response)
+        return exchange.response(result)
+
+    return handler
+
+
+def environ_of(request: Request) -> Environ:
+    """A request as PEP 3333 has it."""
+    environ = _base_environ()
+    _fill(environ, request)
+    return environ
+
+
+class FileWrapper:
+    """wsgi.file_wrapper: a file's contents in blocks."""
+
+    def __init__(self, file: BinaryIO, block_size: int = BLOCK) -> None:
+        self.file = file
+        self.block_size = block_size
+        if hasattr(file, "close"):
+            self.close = file.close
+
+    def __iter__(self) -> Iterator[bytes]:
+        while True:
+            block = self.file.read(self.block_size)
+            if not block:
+                return
+            yield block
+
+
+# ---- The request.
+
+
+def _base_environ() -> Environ:
+    """What is the same in every request."""
+    script_name = os.environ.get("SCRIPT_NAME", "").rstrip("/")  # as gunicorn takes it
+    return {
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "SERVER_SOFTWARE": "poolparty/" + os.environ.get("POOLPARTY", "0"),
+        "SCRIPT_NAME": script_name,
+        "wsgi.version": (1, 0),
+        "wsgi.errors": sys.stderr,
+        "wsgi.multithread": False,
+        "wsgi.multiprocess": True,
+        "wsgi.run_once": False,
+        "wsgi.file_wrapper": FileWrapper,
+        "wsgi.input_terminated": True,  # reading to the end is safe: the body is here, whole
+    }
+
+
+def _fill(environ: Environ, request: Request) -> None:
+    body = request.body
+    path = request.path
+    environ["REQUEST_METHOD"] = request.method
+    environ["QUERY_STRING"] = request.query
+    environ["RAW_URI"] = environ["REQUEST_URI"] = f"{path}?{request.query}" if request.query else path
+    script_name = environ["SCRIPT_NAME"]
+    if script_name:
+        if path == script_name or path.startswith(script_name + "/"):
+            path = path[len(script_name) :]
+        else:
+            environ["SCRIPT_NAME"] = ""
+    environ["PATH_INFO"] = _decoded_path(path)
+    environ["wsgi.url_scheme"], environ["SERVER_NAME"], environ["SERVER_PORT"] = server_of(request.uri)
+    environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = client_of(request.remote_address)
+    if body:
+        environ["CONTENT_LENGTH"] = str(len(body))
+    for name, value in request.headers.items():
+        key = _keys.get(name)
+        if key is None:
+            key = _key_of(name)
+            if len(_keys) >= MAX_CACHED:
+                _keys.clear()
+            _keys[name] = key
+        if not value.isascii():
+            value = _native(value)
+        if key:
+            environ[key] = value
+    environ["wsgi.input"] = BytesIO(body)
+
+
+def _key_of(name: str) -> str:
+    """A header's key; "" for one that is told otherwise: the body is whole and has no transfer coding."""
+    key = name.upper().replace("-", "_")
+    if key == "TRANSFER_ENCODING":
+        return ""
+    return key if key in ("CONTENT_TYPE", "CONTENT_LENGTH") else "HTTP_" + key
+
+
+def _native(value: str) -> str:
+    """PEP 3333's strings hold one byte a character."""
+    return str(value.encode(errors="surrogateescape"), "latin-1")
+
+
+def _decoded_path(path: str) -> str:
+    if "%" not in path:
+        return path if path.isascii() else _native(path)
+    from urllib.parse import unquote_to_bytes
+
+    return str(unquote_to_bytes(path), "latin-1")
+
+
+_keys: dict[str, str] = {}
+
+# ---- The response.
+
+
+class _Exchange:
+    """One call of the application: what it says by start_response and write()."""
+
+    __slots__ = ("headers", "status", "written")
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.headers: list[tuple[str, str]] = []
+        self.written: list[bytes] | None = None
+
+    def start_response(
+        self, status: str, headers: list[tuple[str, str]], exc_info: ExcInfo | None = None
+    ) -> Callable[[bytes], object]:
+        if self.status and exc_info is None:
+            raise AssertionError("start_response() was called a second time, without exc_info")
+        # With exc_info it replaces the first: nothing has been sent before the application returns.
+        self.status = int(status[:3])
+        self.headers = headers
+        return self.write
+
+    def write(self, data: bytes) -> None:
+        if self.written is None:
+            self.written = []
+        self.written.append(data)
+
+    def response(self, result: Iterable[bytes]) -> Response:
+        if self.written is None and type(result) is list and len(result) == 1 and self.status:
+            return Response(self.status, _fields(self.headers), result[0])
+        return self._begun(result)
+
+    def _begun(self, result: Iterable[bytes]) -> Response:
+        """The application may call start_response as late as for its first piece."""
+        pieces = iter(result)
+        first: list[bytes] = self.written if self.written is not None else []
+        try:
+            while not self.status:
+                first.append(next(pieces))
+        except StopIteration:
+            _close(result)
+            raise AssertionError("the application has not called start_response()") from None
+        except BaseException:
+            _close(result)
+            raise
+        return Response(self.status, _fields(self.headers), _Body(first, pieces, result))
+
+
+class _Body:
+    """What the application returned, as a body in pieces; its close() is called whatever happens."""
+
+    __slots__ = ("first", "rest", "result")
+
+    def __init__(self, first: list[bytes], rest: Iterator[bytes], result: Iterable[bytes]) -> None:
+        self.first = first
+        self.rest = rest
+        self.result = result
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self.first
+        yield from self.rest
+
+    def close(self) -> None:
+        _close(self.result)
+
+
+def _close(result: Iterable[bytes]) -> None:
+    close = getattr(result, "close", None)
+    if close is not None:
+        close()
+
+
+def _fields(headers: list[tuple[str, str]]) -> dict[str, str | list[str]]:
+    """Headers as a Response has them: a name once, the values of those that were repeated in a list."""
+    fields: dict[str, str | list[str]] = {}
+    for name, value in headers:
+        if not value.isascii():
+            value = _text(value)
+        add_field(fields, name, value.strip(" \t"))  # Django's cookies begin with a space
+    return fields
+
+
+def _text(value: str) -> str:
+    """The text whose bytes the characters are; if these are no UTF-8, it is Latin-1 already."""
+    try:
+        return value.encode("latin-1").decode()
+    except UnicodeError:
+        return value
+
+
+if __name__ == "__main__":
+    main()
