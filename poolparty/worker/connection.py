@@ -59,6 +59,9 @@ CHUNK_OVERHEAD = 16
 """Bytes of chunk sizes, extensions and trailers allowed for each byte of a body, beyond what a head may have: a chunk
 of a single byte has five."""
 
+LARGE_BODY = 128 * 1024
+"""Bytes of a request's body from which on it goes past the parser."""
+
 WATCHED_SIZE = 32 * 1024
 """Bytes of a response from which on we look whether its client takes it: socket buffers hold the smaller ones."""
 
@@ -109,6 +112,7 @@ class Connection(asyncio.Protocol):
         "_block_headers",
         "_block_origin",
         "_block_start",
+        "_body_left",
         "_completed",
         "_direct",
         "_error",
@@ -156,6 +160,7 @@ class Connection(asyncio.Protocol):
         self._received = 0  # bytes that came after the read in which the unfinished request began
         self._begun = False  # some of a request has come, and not all of it
         self._in_body = False
+        self._body_left = 0  # bytes of a large body that are still to come
         self._request: tuple[Request, dict[bytes, bytes], bytes] | None = None  # its body is arriving
         self._pending: deque[Request] | None = None
         self._error: RequestError | None = None  # to be answered once what came before it is
@@ -263,6 +268,10 @@ class Connection(asyncio.Protocol):
             and self._repeats(data)
         ):
             return
+        if self._body_left:
+            data = self._take_body(data)
+            if not data:
+                return
         # What has come of this head at most: a head that begins inside this data is smaller.
         self._head_size = self._head_size + len(data) if self._begun else len(data)
         self._completed = None
@@ -288,6 +297,21 @@ class Connection(asyncio.Protocol):
             self._still_reading(len(data))
         elif alone and self._completed is not None:
             self._remember(data)
+
+    def _take_body(self, data: bytes) -> bytes:
+        """Take what belongs to a large body past the parser, which would copy it. Returns what stands behind it.
+
+        The parser is left where the body begins, and is replaced once the body is complete.
+        """
+        rest = data[self._body_left :]
+        self.on_body(data[: self._body_left] if rest else data)
+        if not self._body_left:
+            self._parser = httptools.HttpRequestParser(self)
+            self.on_message_complete()
+        if rest and self._last:
+            self._throw_away(len(rest))
+            return b""
+        return rest
 
     def _remember(self, data: bytes) -> None:
         """Keep the fields of a request that came alone: most clients send the same ones with the next target.
@@ -415,6 +439,8 @@ class Connection(asyncio.Protocol):
             raise RequestError(400, "a request that asks for an upgrade may have no body here")
         if length > server.max_body:
             raise RequestError(413, f"the body is larger than {server.max_body} bytes")
+        if length > LARGE_BODY:
+            self._body_left = length
         if (length or chunked) and built[0].expects_continue and self.current is None and not self._pending:
             # Behind another request it waits: its client sends the body anyhow after a while (RFC 9110, 10.1.1).
             self.transport.write(CONTINUE)
@@ -424,6 +450,8 @@ class Connection(asyncio.Protocol):
             return
         request = self._request[0]
         request.body_size += len(body)
+        if self._body_left:
+            self._body_left -= len(body)
         if request.body_size > self.server.max_body:
             raise RequestError(413, f"the body is larger than {self.server.max_body} bytes")
         parts = request.body
@@ -512,6 +540,7 @@ class Connection(asyncio.Protocol):
     def _refuse(self, error: RequestError) -> None:
         """Answer an error once what came before it is answered, read nothing more, and close."""
         self._last = True
+        self._body_left = 0
         self._error = error
         if self._request is not None:
             self._refused_head = self._request[0].is_head

@@ -1314,12 +1314,17 @@ def wire(spec: Spec) -> tuple[bytes, bytes]:
 
 
 @given(
-    st.lists(SPECS, min_size=1, max_size=8), st.lists(st.integers(0, 2000), max_size=30), st.integers(1, 5)
+    st.lists(SPECS, min_size=1, max_size=8),
+    st.lists(st.integers(0, 2000), max_size=30),
+    st.integers(1, 5),
+    st.sampled_from([1, 20, 1 << 20]),
 )
 def test_any_split_of_any_requests_gives_the_same_requests(
-    specs: list[Spec], cuts: list[int], every: int
+    specs: list[Spec], cuts: list[int], every: int, past_the_parser: int
 ) -> None:
     kept = connection_module.monotonic, server_module.monotonic
+    large_body = connection_module.LARGE_BODY
+    connection_module.LARGE_BODY = past_the_parser
     side = Side()
     try:
         encoded = [wire(spec) for spec in specs]
@@ -1347,4 +1352,5 @@ def test_any_split_of_any_requests_gives_the_same_requests(
         assert side.connection.phase is Phase.IDLE and side.connection.deadline != NEVER
     finally:
         side.close()
+        connection_module.LARGE_BODY = large_body
         connection_module.monotonic, server_module.monotonic = kept  # type: ignore[attr-defined]
