@@ -40,6 +40,7 @@ class Report:
     samples: list[str] = field(default_factory=list)  # of errors, a few in full
     latencies: list[float] = field(default_factory=list)
     longest_gap: float = 0.0  # seconds without any answer at all
+    longest_pause: float = 0.0  # seconds that the load's own thread did not run: no gap says more than this
     seconds: float = 0.0
 
     def count(self, method: str | None = None) -> int:
@@ -57,7 +58,7 @@ class Report:
             f"{self.answers} answers in {self.seconds:.1f} s, {rate:.0f} a second",
             f"latency: 50% {1000 * self.latency(0.5):.2f} ms, 99% {1000 * self.latency(0.99):.2f} ms, "
             f"longest {1000 * self.latency(1.0):.2f} ms; longest time without an answer "
-            f"{1000 * self.longest_gap:.0f} ms",
+            f"{1000 * self.longest_gap:.0f} ms (the load itself paused for up to {1000 * self.longest_pause:.0f} ms)",
             f"errors: {self.count()}",
         ]
         lines += [f"  {n} {method} {kind}" for (method, kind), n in self.errors.most_common()]
@@ -235,7 +236,10 @@ class Load:
         for _ in range(self._connections):
             self._loop.create_task(self._connect())
         while not self.stopping:
+            before = time.monotonic()
             await asyncio.sleep(0.01)
+            pause = time.monotonic() - before - 0.01
+            self.report.longest_pause = max(self.report.longest_pause, pause)
             for connection in list(self.open):
                 if connection.waits and time.monotonic() - connection.sent_at > PATIENCE:
                     connection.fail(f"no answer in {PATIENCE:g} s")
