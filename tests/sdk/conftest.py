@@ -58,6 +58,8 @@ LANGUAGES = [
     Language("JavaScript", ("node", "nodejs"), "js", "node"),
     Language("Tcl", ("tclsh", "tclsh8.6"), "tcl", "tcl", cannot=frozenset({"interrupts", "close-on-exec"})),
     Language("R", ("Rscript",), "R", "r", cannot=frozenset({"close-on-exec"}), large=True),
+    Language("Guile", ("guile", "guile3.0"), "scm", "guile", large=True),
+    Language("Go", ("go",), "go", "go", large=True),
 ]
 
 
@@ -94,18 +96,68 @@ def interpreter(language: Language, checkout: Path) -> str:
     pytest.skip(reason)
 
 
-@pytest.fixture
-def start_program(start_worker: Callable[..., Worker], interpreter: str) -> Callable[..., Worker]:
-    """start_program(path, environment={}): a worker that runs the program as the server would, except that no
-    feature is offered but by `environment`."""
+@pytest.fixture(scope="session")
+def command_for(
+    language: Language, interpreter: str, sdk: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., list[str]]:
+    """command_for(program, options=()): what runs the program; one in Go is built first."""
+    built: dict[str, str] = {}
 
-    def start(program: Path, environment: Mapping[str, str] | None = None) -> Worker:
-        command = [interpreter, str(program)]
+    def build(program: Path) -> str:
+        folder = tmp_path_factory.mktemp("go")
+        shutil.copy(program, folder)
+        module = "module application\ngo 1.19\nrequire poolparty v0.0.0\nreplace poolparty => %s\n"
+        (folder / "go.mod").write_text(module % (sdk / "go"))
+        command = [interpreter, "build", "-o", "application", program.name]
+        environment = {**os.environ, "GOFLAGS": "-mod=mod", "GOPROXY": "off", "GOTOOLCHAIN": "local"}
+        subprocess.run(command, cwd=folder, env=environment, check=True)
+        return str(folder / "application")
+
+    def command(program: Path | str, options: Sequence[str] = ()) -> list[str]:
+        if language.name != "Go":
+            return [interpreter, *options, str(program)]
+        if str(program) not in built:
+            built[str(program)] = build(Path(program))
+        return [built[str(program)], *options]
+
+    return command
+
+
+@pytest.fixture
+def start_program(
+    start_worker: Callable[..., Worker], language: Language, command_for: Callable[..., list[str]]
+) -> Callable[..., Worker]:
+    """start_program(path, environment={}, options=()): a worker that runs the program as the server does; but
+    features are offered by `environment` alone."""
+
+    def start(
+        program: Path | str, environment: Mapping[str, str] | None = None, options: Sequence[str] = ()
+    ) -> Worker:
+        command = command_for(program, options)
         whole = child_environment(os.environ, command)
+        if language.name == "Guile":
+            # It would speak of compiling a program that it has not seen before, or has seen otherwise.
+            whole |= {"GUILE_AUTO_COMPILE": "0", "XDG_CACHE_HOME": "/nonexistent"}
         del whole["POOLPARTY_FEATURES"]
         return start_worker(command, {**whole, **(environment or {})})
 
     return start
+
+
+@pytest.fixture
+def needs() -> Callable[..., None]:
+    """needs(package, command): skip, in CI fail, where the command does not succeed."""
+
+    def needs(package: str, *command: str) -> None:
+        try:
+            subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            reason = f"{package} is missing: bin/install-interpreters has it"
+            if os.environ.get("CI"):
+                pytest.fail(reason)
+            pytest.skip(reason)
+
+    return needs
 
 
 @pytest.fixture

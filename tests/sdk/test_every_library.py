@@ -276,11 +276,13 @@ def test_sigterm_ends_the_worker_at_once(worker: Any) -> None:
     assert worker.says_nothing_more()
 
 
-def test_a_program_started_by_hand_says_how_it_is_meant(language: Any, interpreter: str) -> None:
+def test_a_program_started_by_hand_says_how_it_is_meant(
+    language: Any, command_for: Callable[..., list[str]]
+) -> None:
     from poolparty.arbiter.environment import child_environment
 
     program = Path(__file__).parent / "applications" / f"application.{language.suffix}"
-    command = [interpreter, str(program)]
+    command = command_for(program)
     close = "import os, sys; os.closerange(3, 100); os.execvp(sys.argv[1], sys.argv[1:])"
     result = subprocess.run(
         [sys.executable, "-c", close, *command],

@@ -1,0 +1,3 @@
+module poolparty
+
+go 1.19
