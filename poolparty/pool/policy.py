@@ -164,7 +164,7 @@ class Policy:
         self.stopping = False
         self.restarting = False
         self.retiring: dict[int, Cause] = {}
-        self.recycling: tuple[int, Cause] | None = None  # it serves on until another one is ready in its place
+        self.recycling: tuple[int, Cause] | None = None  # it serves until another one is ready
         self.failures = 0  # consecutive deaths before a first answer
         self._not_before = 0.0  # no child is started before this time
         self._fresh: set[int] = set()  # children that were started since the last failure
@@ -423,7 +423,8 @@ class Policy:
         return int(self.recycling is not None and self.limits.surge > 0)
 
     def _kill(self, live: list[ChildView], decision: Decision) -> list[ChildView]:
-        """End those that have outgrown worker_memory_kill, in the middle of a request if need be. Returns the others."""
+        """End those that have outgrown worker_memory_kill, in the middle of a request if need be. Returns the
+        others."""
         most = self.limits.memory_kill
         if not most:
             return live
@@ -431,7 +432,8 @@ class Policy:
         return [child for child in live if child.rss <= most]
 
     def _recycle(self, now: float, staying: list[ChildView], decision: Decision) -> None:
-        """Replace a child that has reached one of its limits: one at a time, and only once another is ready for it."""
+        """Replace a child that has reached one of its limits: one at a time, and only once another is ready
+        for it."""
         staying = [child for child in staying if child.id not in self.retiring]
         if self.recycling is not None and self.recycling[0] not in [child.id for child in staying]:
             self.recycling = None

@@ -1,7 +1,9 @@
-"""The counters of requests and connections, each declared once: scoreboard columns, stats and metrics come from here.
+"""The counters of requests and connections, each declared once: scoreboard columns, stats and metrics come
+from here.
 
-Every HTTP worker counts in its own seat's row; the figures shown are the sums over all rows and over the seats
-that have gone. A request is counted as `requests` once it has arrived whole, and then under exactly one outcome.
+Every HTTP worker counts in its own seat's row; the figures shown are the sums over all rows and over the
+seats that have gone. A request is counted as `requests` once it has arrived whole, and then under exactly one
+outcome.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ class Counter(NamedTuple):
 COUNTERS: tuple[Counter, ...] = (
     Counter("requests", "requests that arrived whole"),
     Counter("answered", "requests that a child answered", outcome=True),
-    Counter("overloaded", "requests refused with 503: the queue was full, or no child came in time", outcome=True),
-    Counter("failed", "requests answered 502: their child died, or its answer could not be used", outcome=True),
+    Counter("overloaded", "requests answered 503: the queue was full, or no child came", outcome=True),
+    Counter("failed", "requests answered 502: their child died, or its answer was unusable", outcome=True),
     Counter("timed_out", "requests answered 504: their child ran for too long", outcome=True),
     Counter("static", "requests answered from static_root, or told that nothing is there", outcome=True),
     Counter("abandoned", "requests whose client left before the answer", outcome=True),

@@ -1,11 +1,12 @@
 """The scoreboard: one anonymous shared mapping in which each process counts what it does.
 
-It is made in the arbiter before the first fork; its capacity is fixed there. Rows are 64-bit words, and a word has one
-writer at a time: the pool's row the arbiter, a seat's row its HTTP worker, a child's row its lessee (the PID its
-owner, the arbiter), so a store through the memoryview is a plain aligned one and is never torn. Nobody locks. Times are time.monotonic().
+It is made in the arbiter before the first fork; its capacity is fixed there. Rows are 64-bit words, and a
+word has one writer at a time: the pool's row the arbiter, a seat's row its HTTP worker, a child's row its
+lessee (the PID its owner, the arbiter), so a store through the memoryview is a plain aligned one and is never
+torn. Nobody locks. Times are time.monotonic().
 
-Whether a child is idle is two counters, not a flag: the lessee increments SENT before the first byte of a request
-and ANSWERED after the last byte of its response.
+Whether a child is idle is two counters, not a flag: the lessee increments SENT before the first byte of a
+request and ANSWERED after the last byte of its response.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ assert len(PoolWord) <= POOL_WORDS
 class Scoreboard:
     """The mapping and where its rows are.
 
-    `words` and `times` are two views of the same memory, as unsigned integers and as floats; an index is a row's
-    base (`seat_base`, `child_base`) plus a column.
+    `words` and `times` are two views of the same memory, as unsigned integers and as floats; an index is a
+    row's base (`seat_base`, `child_base`) plus a column.
     """
 
     def __init__(self, seats: int, children: int) -> None:

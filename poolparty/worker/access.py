@@ -43,7 +43,8 @@ class AccessLog:
         sent: int,
         head: ResponseHead | None,
     ) -> None:
-        """Write one line. `sent` is in bytes, the head included; request is None for one that could not be read."""
+        """Write one line. `sent` is in bytes, the head included; request is None for one that could not be
+        read."""
         remote = connection.address
         environ = {
             "REMOTE_ADDR": remote.rpartition(":")[0].strip("[]") or "-",

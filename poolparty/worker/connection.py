@@ -1,9 +1,9 @@
 """One client's connection: HTTP/1.1 in, requests to the dispatcher, answers back in their order.
 
-llhttp (httptools) parses, strictly; what it lets through and HTTP does not is checked here and in request.py. A request is
-held until its last byte is in, so a slow client never holds a child. One request at a time is with the dispatcher; pipelined
-ones wait here, a few, and then the transport stops reading. An error ends the connection, after the answers that come
-before it, and what stands behind the fault is never parsed.
+llhttp (httptools) parses, strictly; what it lets through and HTTP does not is checked here and in request.py.
+A request is held until its last byte is in, so a slow client never holds a child. One request at a time is
+with the dispatcher; pipelined ones wait here, a few, and then the transport stops reading. An error ends the
+connection, after the answers that come before it, and what stands behind the fault is never parsed.
 
     IDLE ─ first byte ─▶ READING ─ last byte ─▶ ANSWERING ─ answered ─▶ IDLE … or LINGERING ─▶ CLOSED
 
@@ -46,8 +46,8 @@ MAX_PIPELINED = 16
 """Whole requests that wait behind the one being answered before the connection is read no further."""
 
 LINGER_TIME = 2.0
-"""Seconds that a connection is still read, and what comes is thrown away, after an answer that ended it early: closed at
-once, the kernel would reset it and the client might never see the answer (RFC 9112, 9.6)."""
+"""Seconds that a connection is still read, and what comes is thrown away, after an answer that ended it
+early: closed at once, the kernel would reset it and the client might never see the answer (RFC 9112, 9.6)."""
 
 LINGER_BYTES = 16 * 1024 * 1024
 """Bytes thrown away at most meanwhile."""
@@ -56,14 +56,15 @@ SMALL_PART = 4 * 1024
 """Bytes of a body's piece below which it is joined to the one before."""
 
 CHUNK_OVERHEAD = 16
-"""Bytes of chunk sizes, extensions and trailers allowed for each byte of a body, beyond what a head may have: a chunk
-of a single byte has five."""
+"""Bytes of chunk sizes, extensions and trailers allowed for each byte of a body, beyond what a head may have:
+a chunk of a single byte has five."""
 
 LARGE_BODY = 128 * 1024
 """Bytes of a request's body from which on it goes past the parser."""
 
 WATCHED_SIZE = 32 * 1024
-"""Bytes of a response from which on we look whether its client takes it: socket buffers hold the smaller ones."""
+"""Bytes of a response from which on we look whether its client takes it: socket buffers hold the smaller
+ones."""
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 NEVER = float("inf")
@@ -217,8 +218,8 @@ class Connection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """The client will send no more. What a child runs already is still answered; what waits is dropped.
 
-        Whether it has left or only finished sending cannot be seen, and most that do this have left: only a request that has
-        reached a child is worth the answer.
+        Whether it has left or only finished sending cannot be seen, and most that do this have left: only a
+        request that has reached a child is worth the answer.
         """
         self._last = True
         if self.current is not None:
@@ -299,7 +300,8 @@ class Connection(asyncio.Protocol):
             self._remember(data)
 
     def _take_body(self, data: bytes) -> bytes:
-        """Take what belongs to a large body past the parser, which would copy it. Returns what stands behind it.
+        """Take what belongs to a large body past the parser, which would copy it. Returns what stands behind
+        it.
 
         The parser is left where the body begins, and is replaced once the body is complete.
         """
@@ -316,8 +318,9 @@ class Connection(asyncio.Protocol):
     def _remember(self, data: bytes) -> None:
         """Keep the fields of a request that came alone: most clients send the same ones with the next target.
 
-        Only what has gone through the parser and every check is kept, and only of requests that can have no body; so
-        the next one with the same bytes behind a plain request line is known to be well formed, and where it ends.
+        Only what has gone through the parser and every check is kept, and only of requests that can have no
+        body; so the next one with the same bytes behind a plain request line is known to be well formed, and
+        where it ends.
         """
         assert self._completed is not None
         request, headers, uri = self._completed
@@ -342,10 +345,11 @@ class Connection(asyncio.Protocol):
         self._block_fields = request.fields
 
     def _repeats(self, data: bytes) -> bool:
-        """Take a request whose fields are, byte for byte, those of the one before it. False: the parser has to see it.
+        """Take a request whose fields are, byte for byte, those of the one before it. False: the parser has
+        to see it.
 
-        From the data to the answer, without the system calls, this makes 5 us of 12 with one field, and of 25 with a browser's
-        thirteen.
+        From the data to the answer, without the system calls, this makes 5 us of 12 with one field, and of 25
+        with a browser's thirteen.
         """
         block = self._block
         line = _PLAIN_LINE(data)
@@ -442,7 +446,8 @@ class Connection(asyncio.Protocol):
         if length > LARGE_BODY:
             self._body_left = length
         if (length or chunked) and built[0].expects_continue and self.current is None and not self._pending:
-            # Behind another request it waits: its client sends the body anyhow after a while (RFC 9110, 10.1.1).
+            # Behind another request it waits: its client sends the body anyhow after a while (RFC 9110,
+            # 10.1.1).
             self.transport.write(CONTINUE)
 
     def on_body(self, body: bytes) -> None:
@@ -497,10 +502,10 @@ class Connection(asyncio.Protocol):
                 return cause
             self.server.log.error("the HTTP parser's callback failed", exc_info=cause)
             return RequestError(400, "the request cannot be read")
-        if isinstance(error, httptools.HttpParserInvalidMethodError):
-            # Where in the data it is cannot be seen: a well-formed request line whose method we do not know is meant.
-            if not METHODS.keys() >= set(_request_methods(data)):
-                return RequestError(501, "the method is not served here")
+        # Where in the data it is cannot be seen: a well-formed request line whose method we do not know is meant.
+        unknown = not METHODS.keys() >= set(_request_methods(data))
+        if isinstance(error, httptools.HttpParserInvalidMethodError) and unknown:
+            return RequestError(501, "the method is not served here")
         if str(error) == "Invalid HTTP version":
             return RequestError(505, "this version of HTTP is not served here: speak HTTP/1.1")
         if "ransfer-" in str(error) and "Content-Length" not in str(error):
@@ -614,7 +619,8 @@ class Connection(asyncio.Protocol):
     def send_response(
         self, request: Request, head: ResponseHead, body: bytes | memoryview, outcome: int = _ANSWERED
     ) -> None:
-        """Send a child's whole response, or a static file's. outcome: the column of the counter it goes to."""
+        """Send a child's whole response, or a static file's. outcome: the column of the counter it goes
+        to."""
         server = self.server
         rendered = head.rendered
         if rendered is None or type(rendered) is not Rendered:
@@ -646,7 +652,8 @@ class Connection(asyncio.Protocol):
     def start_response(
         self, request: Request, head: ResponseHead, size: int, lease: Lease | Transfer
     ) -> bool:
-        """Send the head of a large response; its pieces follow. False: HTTP cannot carry it, throw the rest away."""
+        """Send the head of a large response; its pieces follow. False: HTTP cannot carry it, throw the rest
+        away."""
         server = self.server
         try:
             rendered = render(head)
@@ -690,8 +697,8 @@ class Connection(asyncio.Protocol):
     def _write_piece(self, data: bytes | memoryview) -> None:
         """Write what the caller's buffer holds, which is the caller's again afterwards.
 
-        The transport would keep a reference, so what it gets is a copy. But where nothing stands before them the socket
-        takes bytes as they are, and mostly all of them.
+        The transport would keep a reference, so what it gets is a copy. But where nothing stands before them
+        the socket takes bytes as they are, and mostly all of them.
         """
         transport = self.transport
         if transport.is_closing():
@@ -739,7 +746,8 @@ class Connection(asyncio.Protocol):
         self._finished(request, len(data))
 
     def _connection_field(self, request: Request, close: bool) -> bytes:
-        """An answer's Connection field. close: end the connection with it, unless another answer is due behind it."""
+        """An answer's Connection field. close: end the connection with it, unless another answer is due
+        behind it."""
         if close and request.keep_alive and not self._pending and self._error is None:
             request.keep_alive = False
             self._last = True
@@ -770,7 +778,8 @@ class Connection(asyncio.Protocol):
         """Go on with the next pipelined request, unless the client does not read its answers."""
         if self._pending and not self._paused_writing:
             request = self._pending.popleft()
-            request.accepted = monotonic()  # from here on it waits for a child, and not for the answer before it
+            # From here on it waits for a child, and not for the answer before it.
+            request.accepted = monotonic()
             self._submit(request)
             self._resume_reading()
 

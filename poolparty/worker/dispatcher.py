@@ -1,17 +1,19 @@
-"""Gives each request of this HTTP worker to one leased child, in order of arrival, and its answer back to the connection.
+"""Gives each request of this HTTP worker to one leased child, in order of arrival, and its answer back to the
+connection.
 
-The idle leases are a stack: the child that answered last runs next, so that the others fall asleep for good and can be
-retired. Per request nothing happens here but a write to the child's stdin and a read of its fd 3; no timer, no task, no lock.
-What is on the scoreboard before the first byte of a request (SENT) and after the last of its response (ANSWERED)
-tells the arbiter whether a child is idle, also when this process has died.
+The idle leases are a stack: the child that answered last runs next, so that the others fall asleep for good
+and can be retired. Per request nothing happens here but a write to the child's stdin and a read of its fd 3;
+no timer, no task, no lock. What is on the scoreboard before the first byte of a request (SENT) and after the
+last of its response (ANSWERED) tells the arbiter whether a child is idle, also when this process has died.
 
-The queue's length and its oldest request go to the scoreboard when the arbiter is woken and at each WANT after it, not at
-each request. The arbiter never waits for us, nor we for it.
+The queue's length and its oldest request go to the scoreboard when the arbiter is woken and at each WANT
+after it, not at each request. The arbiter never waits for us, nor we for it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import logging
 import os
@@ -37,10 +39,12 @@ READ_SIZE = 64 * 1024
 """Bytes asked of fd 3 at once: what a pipe holds by default."""
 
 WANT_DELAY = 0.005
-"""Seconds a queue stands before the arbiter is told, if this seat has children at all: most are served by then."""
+"""Seconds a queue stands before the arbiter is told, if this seat has children at all: most are served by
+then."""
 
 WANT_DELAY_MAX = 0.040
-"""Seconds: the arbiter is told again after twice the time each, up to this, since a child may stand idle elsewhere."""
+"""Seconds: the arbiter is told again after twice the time each, up to this, since a child may stand idle
+elsewhere."""
 
 PASSAGE_SIZE = 256 * 1024
 """Bytes of the buffer that large bodies pass through: it stays in the processor's cache."""
@@ -52,11 +56,12 @@ LARGE_BODY = 128 * 1024
 """Bytes of a request's body from which on it is worth a large pipe: a usual one holds half of that."""
 
 MAX_UNSENT = 64 * 1024 * 1024
-"""Bytes that are kept for a slow client while other requests stand behind its own. Beyond it they wait with it,
-until it has read or request_write_timeout has ended it: memory has an end too."""
+"""Bytes that are kept for a slow client while other requests stand behind its own. Beyond it they wait with
+it, until it has read or request_write_timeout has ended it: memory has an end too."""
 
 PIPE_BUDGET = 32 * LARGE_PIPE
-"""Bytes of such pipes in one HTTP worker: a user's are limited (fs.pipe-user-pages-soft, 64 MiB by default)."""
+"""Bytes of such pipes in one HTTP worker: a user's are limited (fs.pipe-user-pages-soft, 64 MiB by
+default)."""
 
 NEVER = float("inf")
 
@@ -70,14 +75,15 @@ PACE_WINDOW = 1024
 """Answers that decide whether requests are written ahead."""
 
 SLOW_ALLOWED = PACE_WINDOW // 500
-"""Slow ones among them up to which it is done: each keeps at most pool_prefetch - 1 others waiting, so that not one in a
-hundred requests is hit."""
+"""Slow ones among them up to which it is done: each keeps at most pool_prefetch - 1 others waiting, so that
+not one in a hundred requests is hit."""
 
 UNASKED = "it answered more than was asked"
 
 
 def may_be_ahead(request: Request) -> bool:
-    """Whether a request may stand behind another one: run twice it does no harm, and a pipe takes it whole or not at all."""
+    """Whether a request may stand behind another one: run twice it does no harm, and a pipe takes it whole or
+    not at all."""
     return request.retryable and not request.body and len(request.head) <= select.PIPE_BUF
 
 
@@ -145,7 +151,8 @@ class Lease:
                 self.dispatcher.times[self._started] = request.started
 
     def pause_reading(self) -> None:
-        """Let the child wait: its client does not read. Never while others wait behind: that client's answer is buffered."""
+        """Let the child wait: its client does not read. Never while others wait behind: that client's answer
+        is buffered."""
         if len(self.outstanding) < 2:
             self._pause()
 
@@ -156,7 +163,8 @@ class Lease:
             self.dispatcher.loop.remove_reader(self.stdout)
 
     def run(self, request: Request, now: float) -> bool:
-        """Write a request to the idle child. False: the child is gone, and has certainly seen nothing of it."""
+        """Write a request to the idle child. False: the child is gone, and has certainly seen nothing of
+        it."""
         dispatcher = self.dispatcher
         dispatcher.words[self._sent] += 1
         dispatcher.times[self._started] = now
@@ -195,7 +203,8 @@ class Lease:
         return True
 
     def _write_parts(self, parts: deque[memoryview]) -> None:
-        """Write until all is written or the pipe is full. OSError but for EAGAIN only before the first byte."""
+        """Write until all is written or the pipe is full. OSError but for EAGAIN only before the first
+        byte."""
         first = True
         while parts:
             try:
@@ -224,10 +233,9 @@ class Lease:
         parts, self.unwritten = self.unwritten, None
         self.dispatcher.loop.remove_writer(self.stdin)
         if parts:
-            try:
+            # What the child answered before it died is told by fd 3, and its death too.
+            with contextlib.suppress(OSError):
                 self._write_parts(parts)
-            except OSError:
-                pass  # fd 3 tells the same, and what the child answered before it died
 
     def on_readable(self) -> None:
         """The child has answered, or is gone."""
@@ -266,7 +274,8 @@ class Lease:
             self._on_events(events)
 
     def _pass_on(self) -> None:
-        """Take the next bytes of a large response's body from the pipe to the client, through one buffer for all."""
+        """Take the next bytes of a large response's body from the pipe to the client, through one buffer for
+        all."""
         dispatcher = self.dispatcher
         room = dispatcher.passage[: self.reader.body_left]
         try:
@@ -474,7 +483,8 @@ class Dispatcher:
     # --- requests ------------------------------------------------------------------------------------------
 
     def submit(self, request: Request, now: float) -> bool:
-        """Run a request on an idle child, write it ahead to a busy one, or queue it. False: the queue is full."""
+        """Run a request on an idle child, write it ahead to a busy one, or queue it. False: the queue is
+        full."""
         if not self.queue:
             idle = self.idle
             while idle:
@@ -553,7 +563,8 @@ class Dispatcher:
     def broken(self, lease: Lease, why: str, level: int) -> None:
         """A child closed a pipe or said what it may not: its request is tried elsewhere, or answered 502.
 
-        level: of the log line. A child's death has its obituary from the arbiter, so here it is for debugging.
+        level: of the log line. A child's death has its obituary from the arbiter, so here it is for
+        debugging.
         """
         self.server.log.log(level, 'msg="worker broken" worker-pid=%d reason="%s"', lease.pid, why)
         request = self._take_off(lease, Reason.BROKEN)
@@ -570,7 +581,8 @@ class Dispatcher:
         self._serve_idle()
 
     def _take_off(self, lease: Lease, reason: Reason) -> Request | None:
-        """Give a child back that is at fault. Returns what it ran; what was written behind that goes back to the queue's front."""
+        """Give a child back that is at fault. Returns what it ran; what was written behind that goes back to
+        the queue's front."""
         behind = lease.outstanding
         request = behind.popleft() if behind else None
         self.give_back(lease, reason)
@@ -586,7 +598,8 @@ class Dispatcher:
             self.run_next(self.idle.pop())
 
     def sweep(self, now: float) -> None:
-        """Enforce the time limits: requests that waited too long for a child, children that run for too long."""
+        """Enforce the time limits: requests that waited too long for a child, children that run for too
+        long."""
         down = self._down
         while self.queue:
             request = next(iter(self.queue))
@@ -634,7 +647,8 @@ class Dispatcher:
         self._send(messages.encode(Return(lease.number, reason)))
 
     def drain(self) -> None:
-        """This HTTP worker leaves: idle children go back at once, busy ones as soon as nothing waits for them."""
+        """This HTTP worker leaves: idle children go back at once, busy ones as soon as nothing waits for
+        them."""
         self.draining = True
         self.words[self._base + SeatWord.DRAINING] = 1
         while self.idle:
@@ -693,7 +707,8 @@ class Dispatcher:
     # --- wanting more --------------------------------------------------------------------------------------
 
     def _wait(self) -> None:
-        """Requests wait from now on: the arbiter is told at once if no child is ours, else if they still wait in a while."""
+        """Requests wait from now on: the arbiter is told at once if no child is ours, else if they still wait
+        in a while."""
         self._want_delay = WANT_DELAY
         if self.leases:
             self._timer = self.loop.call_later(WANT_DELAY, self._want)

@@ -1,7 +1,7 @@
 """The gunicorn worker class: one HTTP worker process, an event loop with the HTTP server in it.
 
-gunicorn forks it and supervises it (heartbeat, signals); what it serves is in server.py. TERM drains, QUIT and
-ABRT leave at once, USR1 reopens the logs; the terminal's INT is the arbiter's alone.
+gunicorn forks it and supervises it (heartbeat, signals); what it serves is in server.py. TERM drains, QUIT
+and ABRT leave at once, USR1 reopens the logs; the terminal's INT is the arbiter's alone.
 """
 
 from __future__ import annotations

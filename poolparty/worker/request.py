@@ -1,7 +1,8 @@
 """From a parsed HTTP request to the head of its frame: names, target, what the fields demand of us.
 
-Imports no I/O. What a child sees follows docs/worker-protocol.md: an absolute uri with a normalised path, field names in
-canonical case, repeated fields joined, every text UTF-8. Whatever is wrong with a request is a RequestError here.
+Imports no I/O. What a child sees follows docs/worker-protocol.md: an absolute uri with a normalised path,
+field names in canonical case, repeated fields joined, every text UTF-8. Whatever is wrong with a request is a
+RequestError here.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ class Special(enum.IntEnum):
 class Request:
     """One request between its last byte's arrival and its answer.
 
-    `connection` is None once its client has left. `head` and `body` are the frame; `started` is when a child got it.
+    `connection` is None once its client has left. `head` and `body` are the frame; `started` is when a child
+    got it.
     """
 
     __slots__ = (
@@ -96,7 +98,8 @@ class Request:
 
 
 class FieldRules:
-    """What becomes of each field name, by gunicorn's header_map, forwarder_headers and secure_scheme_headers."""
+    """What becomes of each field name, by gunicorn's header_map, forwarder_headers and
+    secure_scheme_headers."""
 
     def __init__(
         self, header_map: str, forwarder_headers: Iterable[str], secure_scheme_headers: dict[str, str]
@@ -110,7 +113,8 @@ class FieldRules:
         self._known: dict[bytes, tuple[bytes | None, Special]] = {}
 
     def lookup(self, name: bytes) -> tuple[bytes | None, Special]:
-        """The name as a BARE string in canonical case, None if the field is dropped; and what it means to us."""
+        """The name as a BARE string in canonical case, None if the field is dropped; and what it means to
+        us."""
         return self._known.get(name) or self._learn(name)
 
     def _learn(self, name: bytes) -> tuple[bytes | None, Special]:
@@ -155,8 +159,8 @@ def build_request(
 ) -> tuple[Request, dict[bytes, bytes], bytes]:
     """Check a request's head and turn it into what its frame's head is made of: (request, headers, uri).
 
-    `fields` are names and values as parsed (a strict parser has refused what is no field). The frame's head itself needs
-    the body's size: `finish_request`. RequestError: 400, 417, 501, 505.
+    `fields` are names and values as parsed (a strict parser has refused what is no field). The frame's head
+    itself needs the body's size: `finish_request`. RequestError: 400, 417, 501, 505.
     """
     if version != "1.1" and version != "1.0":
         raise RequestError(505, f"HTTP/{version} is not served here: speak HTTP/1.1")
@@ -217,7 +221,8 @@ def build_request(
 
 
 def finish_request(request: Request, headers: dict[bytes, bytes], uri: bytes, remote: bytes) -> None:
-    """Give a request whose body is complete its frame's head. `remote` is the client's address as a BARE string."""
+    """Give a request whose body is complete its frame's head. `remote` is the client's address as a BARE
+    string."""
     method = METHODS.get(request.method) or encode_string(request.method)
     head = request_head(remote, uri, method, headers, request.body_size)
     if 0 < request.body_size <= SMALL_BODY:
@@ -227,7 +232,8 @@ def finish_request(request: Request, headers: dict[bytes, bytes], uri: bytes, re
 
 
 SMALL_BODY = 16 * 1024
-"""Bytes of a body that is joined to its head for a single write: a copy of this size costs less than an iovec's handling."""
+"""Bytes of a body that is joined to its head for a single write: a copy of this size costs less than an
+iovec's handling."""
 
 METHODS = {
     method: encode_string(method)
@@ -252,9 +258,9 @@ _hosts: dict[bytes, bytes] = {}
 def absolute_uri(scheme: bytes, host: bytes, target: bytes, method: bytes) -> bytes:
     """The uri of any target: RFC 9112, 3.2, normalised as the original does it.
 
-    The path is percent-decoded, `//`, `/./` and `/../` are resolved, and it is encoded again; a query stays as
-    it is; a fragment goes, and so does a `?` with nothing behind it. An absolute target brings its own host
-    (RFC 9112, 3.2.2).
+    The path is percent-decoded, `//`, `/./` and `/../` are resolved, and it is encoded again; a query stays
+    as it is; a fragment goes, and so does a `?` with nothing behind it. An absolute target brings its own
+    host (RFC 9112, 3.2.2).
     """
     if target[:1] == b"/":
         rest = target

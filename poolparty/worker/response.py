@@ -1,8 +1,8 @@
 """From a child's answer to the bytes a client gets, and the answers that are ours. Imports no I/O.
 
 `render` checks a child's status and headers once and keeps the result on the ResponseHead, which the reader
-reuses while a child repeats itself. Framing is ours alone (RFC 9112, 6): what a child says about Content-Length, Connection
-or Transfer-Encoding never reaches the client as it is.
+reuses while a child repeats itself. Framing is ours alone (RFC 9112, 6): what a child says about
+Content-Length, Connection or Transfer-Encoding never reaches the client as it is.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class Rendered:
     """A response's head but for what changes from one response to the next.
 
     start: status line and fields, Server among them. dated: the child sent its own Date. typed: it sent a
-    Content-Type. length: its own Content-Length, which counts only where no body is sent. close: it wants the connection closed.
+    Content-Type. length: its own Content-Length, which counts only where no body is sent. close: it wants the
+    connection closed.
     """
 
     start: bytes
@@ -103,7 +104,8 @@ KEEP_ALIVE = b"Connection: keep-alive\r\n"
 
 
 def head_end(rendered: Rendered, size: int, is_head: bool, date: bytes, connection: bytes) -> bytes:
-    """What follows `rendered.start`: the rest of the fields and the empty line. `date` is the Date field's line."""
+    """What follows `rendered.start`: the rest of the fields and the empty line. `date` is the Date field's
+    line."""
     parts = [b"" if rendered.dated else date, connection]
     status = rendered.status
     if status == 205:

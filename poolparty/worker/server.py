@@ -1,4 +1,5 @@
-"""What the connections of one HTTP worker share: options, the dispatcher, time limits, counters, the access log.
+"""What the connections of one HTTP worker share: options, the dispatcher, time limits, counters, the access
+log.
 
 A coarse tick looks at deadlines, so that no request needs a timer; the Date field is made once a second.
 """
@@ -6,6 +7,7 @@ A coarse tick looks at deadlines, so that no request needs a timer; the Date fie
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import os
 import signal
@@ -38,7 +40,8 @@ CONNECTION_SWEEP = 0.5
 MAX_REQUEST_LINE = 8190
 MAX_REQUEST_FIELDS = 32768
 MAX_REQUEST_FIELD_SIZE = 1024 * 1024
-"""What gunicorn's limits mean at most, and what 0 (no limit of one's own) means. A field's size it leaves open; we do not."""
+"""What gunicorn's limits mean at most, and what 0 (no limit of one's own) means. A field's size it leaves
+open; we do not."""
 
 DRAIN_LINGER = 1.0
 """Seconds that a draining HTTP worker leaves an idle connection open: a request may be on its way on it."""
@@ -120,7 +123,8 @@ class Server:
     # --- connections ---------------------------------------------------------------------------------------
 
     def peer(self, transport: asyncio.Transport) -> tuple[str, bool]:
-        """The client's address as a child sees it (`host:port`, `[v6]:port`, `@`), and whether it is a trusted proxy."""
+        """The client's address as a child sees it (`host:port`, `[v6]:port`, `@`), and whether it is a
+        trusted proxy."""
         name = transport.get_extra_info("peername")
         if not isinstance(name, tuple):
             return "@", True
@@ -141,7 +145,8 @@ class Server:
         self.words[self.base + SeatWord.CONNECTIONS] = len(self.connections)
 
     def _make_room(self, newcomer: Connection) -> None:
-        """Close the connection that has been idle longest; if none is idle, the newcomer is told to come again."""
+        """Close the connection that has been idle longest; if none is idle, the newcomer is told to come
+        again."""
         self.count(COUNTER_INDEX["connections_dropped"])
         idle = [connection for connection in self.connections if connection.phase is Phase.IDLE]
         if idle:
@@ -157,7 +162,8 @@ class Server:
         self.words[self.base + SeatWord.CONNECTIONS] = len(self.connections)
 
     def watch_flushing(self, connection: Connection) -> None:
-        """See that a client takes what is unsent: request_write_timeout without any of it taken ends the connection."""
+        """See that a client takes what is unsent: request_write_timeout without any of it taken ends the
+        connection."""
         if connection not in self._flushing:
             self._flushing[connection] = monotonic() + self.write_timeout, connection.flushed()
 
@@ -198,7 +204,8 @@ class Server:
     # --- the end -------------------------------------------------------------------------------------------
 
     def drain(self) -> None:
-        """Answer what has been asked, say `Connection: close` with it, and take no new connections. Idempotent."""
+        """Answer what has been asked, say `Connection: close` with it, and take no new connections.
+        Idempotent."""
         if not self.draining:
             self.draining = True
             self._drain_deadline = monotonic() + DRAIN_LINGER
@@ -213,10 +220,8 @@ class Server:
         """Nobody manages the children any more: end every one of them, and leave."""
         self.log.critical('msg="the arbiter has died" action="ending all workers"')
         for pid in self._scoreboard.child_pids():
-            try:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(pid, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                pass
         self._on_orphaned()
 
     # --- the access log ------------------------------------------------------------------------------------
