@@ -502,7 +502,8 @@ class Connection(asyncio.Protocol):
                 return cause
             self.server.log.error("the HTTP parser's callback failed", exc_info=cause)
             return RequestError(400, "the request cannot be read")
-        # Where in the data it is cannot be seen: a well-formed request line whose method we do not know is meant.
+        # Where in the data it is cannot be seen; meant is a well-formed request line with a method that we do
+        # not know.
         unknown = not METHODS.keys() >= set(_request_methods(data))
         if isinstance(error, httptools.HttpParserInvalidMethodError) and unknown:
             return RequestError(501, "the method is not served here")
