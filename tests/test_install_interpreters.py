@@ -35,9 +35,7 @@ def test_it_lists_the_languages_it_knows(copy: Path) -> None:
 def test_an_unknown_language_is_refused_before_anything_is_fetched(copy: Path) -> None:
     result = run(copy, "janet", "cobol")
     assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr.startswith(
-        "install-interpreters: unknown language 'cobol'; known are: dancer2 go guile janet"
-    )
+    assert result.stderr.startswith("install-interpreters: unknown language 'cobol'; known are: ")
     assert not (copy.parent.parent / ".cache").exists()
 
 

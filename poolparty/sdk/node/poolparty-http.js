@@ -117,6 +117,10 @@ const handlerOf = (listener) => (request) => {
         else connection.on("finish", () => finish(Buffer.concat(connection.chunks)));
       });
     });
+    // http.Server would pass this on.
+    connection.on("drain", () => {
+      if (!res.writableEnded) res.emit("drain");
+    });
     connection.on("error", reject);
     connection.on("close", () => reject(new Error("the connection was destroyed before an answer")));
     res.on("finish", () => {
