@@ -388,7 +388,16 @@ class Policy:
         if now < self._not_before:
             decision.wake_at(self._not_before)
             return
+        if self.failures > 1:
+            missing = min(missing, self._tries(staying))
         decision.actions += [Spawn(self.generation)] * missing
+
+    def _tries(self, staying: list[ChildView]) -> int:
+        """In a crash loop: how many children may be started. One at a time until one gets ready."""
+        fresh = [child for child in staying if child.id in self._fresh]
+        if any(child.state in READY_STATES for child in fresh):
+            return self.limits.max_size
+        return 0 if fresh else 1
 
     def _keep(self, live: list[ChildView]) -> None:
         """Rather than start a child, keep one that was to go but is with an HTTP worker still."""

@@ -58,7 +58,8 @@ class Report:
             f"{self.answers} answers in {self.seconds:.1f} s, {rate:.0f} a second",
             f"latency: 50% {1000 * self.latency(0.5):.2f} ms, 99% {1000 * self.latency(0.99):.2f} ms, "
             f"longest {1000 * self.latency(1.0):.2f} ms; longest time without an answer "
-            f"{1000 * self.longest_gap:.0f} ms (the load itself paused for up to {1000 * self.longest_pause:.0f} ms)",
+            f"{1000 * self.longest_gap:.0f} ms (the load itself paused for "
+            f"{1000 * self.longest_pause:.0f} ms)",
             f"errors: {self.count()}",
         ]
         lines += [f"  {n} {method} {kind}" for (method, kind), n in self.errors.most_common()]

@@ -1,6 +1,6 @@
-"""Restarts, reloads, upgrades and changes of size under checked load: not one request fails, and none waits long.
+"""Restarts, reloads, upgrades, changes of size under checked load: no request fails, and none waits long.
 
-Short in this suite. By hand, on a machine with nothing else to do, the whole of it with the real bound on the gap:
+Short in this suite. By hand, on a machine with nothing else to do, all of it with the real bound on the gap:
 
     POOLPARTY_RESTARTS=20 POOLPARTY_LONGEST_GAP=0.25 bin/test tests/integration/test_restarts.py
 """
@@ -25,7 +25,7 @@ RESTARTS = int(os.environ.get("POOLPARTY_RESTARTS", "3"))
 """How often each thing is done."""
 
 LONGEST_GAP = float(os.environ.get("POOLPARTY_LONGEST_GAP", "3"))
-"""Seconds without an answer that are a failure. Generous in the suite, which runs on machines that do other things."""
+"""Seconds without an answer that are a failure. Generous in the suite: machines do other things too."""
 
 POOL = ("--min-pool-size", "4", "--max-pool-size", "4")
 
@@ -208,3 +208,34 @@ def test_a_restart_keeps_to_its_surge(serve: Serve, janet_children: list[str], s
     flawless(load.report)
     assert 4 - (not surge) <= min(sizes)
     assert max(sizes) <= 4 + surge
+
+
+def test_a_command_that_fails_at_boot_leaves_the_service_as_it_is_until_it_is_put_right(
+    serve: Serve, tmp_path: Path, janet: str
+) -> None:
+    program = tmp_path / "app.janet"
+    program.write_text(JANET_PROGRAM)
+    conf = tmp_path / "conf.py"
+    conf.write_text(f"pool_cmd = {[janet, str(program)]!r}\nmin_pool_size = max_pool_size = 4\nworkers = 2\n")
+    server = serve("-c", str(conf), command=None, expected=["worker died", "workers stay"])
+    children = set(server.wait_ready(4))
+    with Load(server.address) as load:
+        program.write_text('(error "no database here")')
+        answer = server.ctl("restart-workers", 60)[-1]
+        assert answer.startswith("ERROR: ")
+        assert "no database here" in answer
+        wait_answers(load)
+        assert set(server.children("idle", "busy", "checking")) == children
+        server.signal(signal.SIGHUP)
+        server.wait_log("The workers stay those of the old configuration: .*no database here", deadline=30)
+        wait_until(lambda: len(server.http_workers()) == 2, "the HTTP workers of the reload", 30)
+        wait_answers(load)
+        assert set(server.children("idle", "busy", "checking")) == children
+        program.write_text(JANET_PROGRAM)
+        assert server.ctl("restart-workers", 60) == ["OK"]
+        renewed = set(server.children())
+        assert not renewed & children
+        reload(server, 2)
+        assert not renewed & set(server.children())
+        wait_answers(load)
+    flawless(load.report)

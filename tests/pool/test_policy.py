@@ -717,6 +717,17 @@ def test_children_that_fail_together_are_one_failure() -> None:
     assert pool.actions() == [Spawn(0)] * 4
 
 
+def test_in_a_crash_loop_one_child_at_a_time_is_tried_however_large_the_pool() -> None:
+    pool = Pool(replace(LIMITS, min_size=4), boot_time=None)  # type: ignore[arg-type]
+    pool.advance(0.9)
+    pool.log.clear()
+    pool.advance(30)
+    assert [len(list(group)) for _, group in itertools.groupby(at for at, _ in pool.log)] == [4, 1, 1, 1]
+    pool.boot_time = 0.1
+    pool.advance(17)
+    assert len(pool.live()) == 4, "once it boots all the others follow, also without a request"
+
+
 def test_an_answer_ends_the_back_off() -> None:
     pool = Pool(replace(LIMITS, min_size=2))
     pool.until(lambda: len(pool.in_state(State.IDLE)) == 2, 1)
