@@ -1,7 +1,12 @@
-"""The access log, by gunicorn's logger and its access_log_format: we only say what its atoms are made of."""
+"""The access log, by gunicorn's logger and its access_log_format: we only say what its atoms are made of.
+
+Also how a text of a client's or a child's looks in any other line of the log. Runs in HTTP workers.
+"""
 
 from __future__ import annotations
 
+import base64
+import binascii
 from datetime import timedelta
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -67,6 +72,8 @@ class AccessLog:
             headers = [(_escape(name), _escape(value)) for name, value in request.fields]
             for name, value in headers:
                 environ["HTTP_" + name.upper().replace("-", "_")] = value
+            if "HTTP_AUTHORIZATION" in environ:
+                environ["HTTP_AUTHORIZATION"] = _safe_credentials(environ["HTTP_AUTHORIZATION"])
             seconds = monotonic() - request.accepted
         answered = (
             [] if head is None else [(_escape(n), _escape(v)) for n, values in head.headers for v in values]
@@ -76,9 +83,29 @@ class AccessLog:
         )
 
 
+def quoted(value: bytes, most: int = 200) -> str:
+    """The same, to stand between quotes in a line of ours: at most so many bytes of it, and no quote."""
+    return _escape(value[:most]).replace('"', "\\x22")
+
+
+def _safe_credentials(field: str) -> str:
+    """Basic credentials in which the user, whom gunicorn's logger takes out of them, is escaped."""
+    scheme, _, encoded = field.partition(" ")
+    if not scheme.lower().startswith("basic"):
+        return field
+    try:
+        user = base64.b64decode(encoded).split(b":", 1)[0]
+    except (binascii.Error, ValueError):
+        return scheme
+    return f"{scheme} {base64.b64encode(_escape(user).encode()).decode()}"
+
+
 def _escape(value: bytes) -> str:
-    """Text of a client for a log line: ASCII, controls and everything beyond as \\x escapes."""
-    text = value.decode("ascii", "backslashreplace")
+    """Text of a client for a log line: ASCII; backslashes, controls and everything beyond as \\x escapes.
+
+    A backslash would take the closing quote with it where it is the last character.
+    """
+    text = value.replace(b"\\", b"\\x5c").decode("ascii", "backslashreplace")
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)

@@ -26,6 +26,7 @@ from poolparty.errors import AnswerError, RequestError
 from poolparty.stats.scoreboard import COUNTER_INDEX
 from poolparty.wire.bare import UINT, encode_string, encode_uint
 from poolparty.wire.frames import ResponseHead, encode_headers
+from poolparty.worker.access import quoted
 from poolparty.worker.request import (
     METHODS,
     PLAIN_TARGET,
@@ -729,9 +730,9 @@ class Connection(asyncio.Protocol):
         """The child answered what HTTP cannot carry: its client gets 502, the child lives."""
         self.server.log.error(
             'msg="unusable response" reason="%s" method=%s target="%s"',
-            error,
-            request.method.decode("ascii", "backslashreplace"),
-            request.target[:200].decode("ascii", "backslashreplace"),
+            quoted(str(error).encode()),
+            quoted(request.method),
+            quoted(request.target),
         )
         self.fail(request, 502)
 

@@ -29,6 +29,7 @@ from poolparty.stats.scoreboard import COUNTER_INDEX, ChildWord, PoolWord, Score
 from poolparty.wire import seat as messages
 from poolparty.wire.frames import HTTPResponse, ResponseEvent, ResponsePiece, ResponseReader, ResponseStart
 from poolparty.wire.seat import Lend, Reason, Recall, Return, Want
+from poolparty.worker.access import quoted
 
 if TYPE_CHECKING:
     from poolparty.arbiter.pool_thread import Seat
@@ -622,8 +623,8 @@ class Dispatcher:
         self.server.log.error(
             'msg="worker request timed out" worker-pid=%d method=%s target="%s"',
             lease.pid,
-            request.method.decode("ascii", "backslashreplace"),
-            request.target[:200].decode("ascii", "backslashreplace"),
+            quoted(request.method),
+            quoted(request.target),
         )
         self._take_off(lease, Reason.TIMED_OUT)
         if request.connection is not None:

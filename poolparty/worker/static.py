@@ -23,6 +23,7 @@ from urllib.parse import unquote_to_bytes
 
 from poolparty import compress
 from poolparty.stats.scoreboard import COUNTER_INDEX
+from poolparty.worker.access import quoted
 from poolparty.worker.request import PLAIN_TARGET, absolute_uri, normal_path, not_normal
 from poolparty.worker.static_answer import (
     Answer,
@@ -184,11 +185,11 @@ class StaticFiles:
                 await transfer.run(answer.head, STATIC)
         except OSError as error:
             self._server.log.error(
-                'msg="static file cannot be read" file="%s" error="%s"', _shown(path), error
+                'msg="static file cannot be read" file="%s" error="%s"', quoted(path), error
             )
             self._send(request, None, refusal(500, b"internal server error\n"))
         except Exception:
-            self._server.log.exception('msg="static file failed" file="%s"', _shown(path))
+            self._server.log.exception('msg="static file failed" file="%s"', quoted(path))
             if request.connection is not None:
                 request.connection.transport.abort()
         finally:
@@ -243,10 +244,6 @@ class StaticFiles:
         form = self._kept.pop(key, None)
         if form is not None:
             self._kept_size -= len(form.content or b"")
-
-
-def _shown(path: bytes) -> str:
-    return ascii(path[:200])[2:-1]
 
 
 def _close_result(future: object) -> None:

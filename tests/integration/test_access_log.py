@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from client import Client
 from server import Server, wait_until
 
@@ -68,6 +70,43 @@ def test_a_client_cannot_write_lines_of_its_own(serve: Serve, tmp_path: Path) ->
     read = lines(log, 2)
     assert len(read) == 2
     assert all(character.isprintable() and character.isascii() for line in read for character in line)
+
+
+def test_a_clients_credentials_cannot_write_a_line(serve: Serve, tmp_path: Path) -> None:
+    """gunicorn's logger takes the user out of the Authorization field, after whatever escapes that."""
+    log = tmp_path / "access"
+    server = serve("--access-logfile", str(log))
+    forged = b'eve\n10.0.0.1 - admin [now] "GET / HTTP/1.1" 200 1 "-" "-"\x1b[2J:secret'
+    server.get("/one", {"Authorization": "Basic " + base64.b64encode(forged).decode()})
+    server.get("/two", {"Authorization": "Basic " + base64.b64encode(b"anna:secret").decode()})
+    server.get("/three", {"Authorization": "Basic !"})
+    server.get("/four", {"Authorization": "Bearer token"})
+    one, two, three, four = lines(log, 4)
+    assert one.startswith("127.0.0.1 - eve\\x0a10.0.0.1 - admin [now] ")
+    assert "\x1b" not in one and '"GET /one HTTP/1.1" 404' in one
+    assert two.startswith("127.0.0.1 - anna [")
+    assert three.startswith("127.0.0.1 - - [") and four.startswith("127.0.0.1 - - [")
+    assert "secret" not in log.read_text()
+
+
+def test_a_backslash_at_the_end_of_a_field_takes_no_quote_with_it(serve: Serve, tmp_path: Path) -> None:
+    log = tmp_path / "access"
+    server = serve("--access-logfile", str(log))
+    server.get("/", {"User-Agent": 'a"b\\"c\\', "Referer": "\\"})
+    [line] = lines(log, 1)
+    assert line.endswith(r'"\x5c" "a\"b\x5c\"c\x5c"')
+
+
+@pytest.mark.parametrize("target", ['/bad-header?kind=newline&"_forged="yes', "/gate?path=/proc&\\"])
+def test_a_clients_target_cannot_forge_a_field_of_the_error_log(serve: Serve, target: str) -> None:
+    server = serve(
+        "--worker-request-timeout", "200ms", expected=["unusable response", "timed out", "worker ended"]
+    )
+    with Client(server.address) as client:
+        client.send(f"POST {target} HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n".encode())
+        assert client.answer().status in (502, 504)
+    [line] = server.wait_log("unusable response|timed out")
+    assert line.endswith(('newline&\\x22_forged=\\x22yes"', 'path=/proc&\\x5c"'))
 
 
 def test_the_logs_are_reopened_at_usr1(serve: Serve, tmp_path: Path) -> None:
