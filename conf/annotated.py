@@ -18,6 +18,9 @@ worker_class = "poolparty.GWorker"
 # The control socket, for poolparty-ctl and for whatever speaks to a Unix socket.
 # ctl_socket = "./poolparty.sock"
 
+# A group whose members may use the control socket too (mode 0660).
+# ctl_socket_group = "operators"
+
 # Children that are kept however little there is to do.
 # min_pool_size = 1
 
@@ -74,6 +77,33 @@ worker_class = "poolparty.GWorker"
 
 # Above which resident memory a child is killed at once, 0 for never.
 # worker_memory_kill = 0
+
+# Children get no variable of the server's environment but those of worker_env_keep.
+# worker_env_clear = False
+
+# The variables that children keep where worker_env_clear is set.
+# worker_env_keep = "PATH,LANG,LANGUAGE,LC_*,TZ,HOME,USER,LOGNAME,SHELL,TMPDIR"
+
+# How much address space a child may have (RLIMIT_AS).
+# worker_rlimit_as = "2G"
+
+# How many files and sockets a child may have open (RLIMIT_NOFILE).
+# worker_rlimit_nofile = 1024
+
+# How much processor time a child may use in its whole life (RLIMIT_CPU), in whole seconds.
+# worker_rlimit_cpu = "1h"
+
+# How large a core dump a child may leave (RLIMIT_CORE), 0 for none.
+# worker_rlimit_core = 0
+
+# How much nicer than the server the children are, as the command nice counts.
+# worker_nice = 0
+
+# Children, and what they start, gain no rights by running a program (no_new_privs).
+# worker_no_new_privs = False
+
+# Which the kernel ends first when the machine is out of memory: from -1000 (never) to 1000.
+# worker_oom_score_adj = 500
 
 # Requests that may be written to one child at once, the one it runs included.
 # pool_prefetch = 4

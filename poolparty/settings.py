@@ -40,6 +40,8 @@ MAX_BODY = 0x7FFFFFFF - (1 << 20)
 MAX_CHILDREN = 10_000_000
 # A year: timers of every kind still take it, and whoever wants "never" has it.
 MAX_DURATION = 366 * 86_400.0
+# Beyond it the kernel's own numbers wrap.
+MAX_LIMIT = 2**62
 # sun_path is 108 bytes on Linux, one of them the terminating NUL.
 MAX_SOCKET_PATH = 107
 # Beyond the longest request a stop has to wait for, time to write the answer and to end the children.
@@ -213,6 +215,60 @@ def parse_flag(value: object) -> bool:
     raise ValueError("this is on or off; give True or False")
 
 
+UNLIMITED = -1
+"""A limit that is lifted; resource.RLIM_INFINITY has the same value."""
+
+
+def limit(parse: Callable[[object], int], low: int) -> Callable[[object], int | None]:
+    """Of a resource: None where it stays what the server has, UNLIMITED for "unlimited"."""
+
+    def parse_limit(value: object) -> int | None:
+        if value is None:
+            return None
+        if isinstance(value, str) and value.strip().lower() in ("unlimited", "infinity"):
+            return UNLIMITED
+        number = parse(value)
+        if number < low:
+            raise ValueError(f"with less than {low:,} no program starts; give more, or leave it out")
+        if number > MAX_LIMIT:
+            raise ValueError('there is no such limit; give a lower one, or "unlimited"')
+        return number
+
+    return parse_limit
+
+
+def whole_seconds(value: object) -> int:
+    """A duration, rounded up: the kernel counts no fractions of a second."""
+    return math.ceil(parse_duration(value))
+
+
+def parse_oom_score_adj(value: object) -> int | None:
+    return None if value is None else whole_number(-1000, 1000)(value)
+
+
+_PATTERN = re.compile(r"[^=*\0]+\*?|\*")
+
+
+def parse_names(value: object) -> tuple[str, ...]:
+    """Names of variables, a `*` at the end standing for any; a list, or a string with commas between."""
+    names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(names, (list, tuple)):
+        raise ValueError("this is no list of variables' names; give their names with commas between")
+    for name in names:
+        if not isinstance(name, str) or (name and not _PATTERN.fullmatch(name)):
+            raise ValueError(f"{name!r} is no variable's name; give such as HOME or LC_*")
+    return tuple(name for name in names if name)
+
+
+def parse_group(value: object) -> str | None:
+    """A group's name or number; it is looked up when it is used."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return str(value)
+    if value is not None and (not isinstance(value, str) or not value.strip()):
+        raise ValueError("this is no group; give its name or its number")
+    return value.strip() if isinstance(value, str) else None
+
+
 @dataclass(frozen=True)
 class Option:
     """One row: a raw default, how a raw value is parsed, what to tell a user (a short sentence, then why).
@@ -225,7 +281,7 @@ class Option:
     parse: Callable[[Any], Any]
     meta: str | None
     text: str
-    example: str | list[str] | None = None  # where the default is None, for conf/annotated.py
+    example: str | int | list[str] | None = None  # where the default is None, for conf/annotated.py
 
     @property
     def flag(self) -> str:
@@ -259,8 +315,17 @@ OPTIONS = (
         "ctl_socket", "./poolparty.sock", parse_socket_path, "PATH",
         text="""The control socket, for poolparty-ctl and for whatever speaks to a Unix socket.
 
-        Relative to `chdir`. Only the user that runs the server may use it (mode 0600). A file left behind by
-        a crash is replaced; a socket that a running server answers on is not.""",
+        Relative to `chdir`. Only the user that runs the server may use it (mode 0600), unless
+        `ctl_socket_group` is set. A file left behind by a crash is replaced; a socket that a running server
+        answers on is not.""",
+    ),
+    Option(
+        "ctl_socket_group", None, parse_group, "GROUP", example="operators",
+        text="""A group whose members may use the control socket too (mode 0660).
+
+        A name or a number. Whoever may use the socket can restart, add and end children, and see who is
+        connected; it runs no commands and reads no files. A server that root does not run has to be in the
+        group itself.""",
     ),
     Option(
         "min_pool_size", 1, whole_number(0, MAX_CHILDREN - 1), "INT",
@@ -355,8 +420,8 @@ OPTIONS = (
         "worker_max_requests", 0, whole_number(0, 2**53), "INT",
         text="""After how many answers a child is replaced, 0 for never.
 
-        A remedy for leaks that nobody can mend. Whatever the limit, a child is replaced while it is idle, one child at
-        a time, and only when its successor is ready (see worker_restart_surge).""",
+        A remedy for leaks that nobody can mend. Whatever the limit, a child is replaced while it is idle, one
+        child at a time, and only when its successor is ready (see worker_restart_surge).""",
     ),
     Option(
         "worker_max_requests_jitter", 0, whole_number(0, 2**53), "INT",
@@ -374,8 +439,8 @@ OPTIONS = (
         "worker_idle_timeout", "0", parse_duration, "DURATION",
         text="""After how long without a request a child is replaced, 0 for never.
 
-        For connections to databases and the like that the other side closes when nothing happens. To have fewer
-        children when there is little to do, see worker_attrition_delay.""",
+        For connections to databases and the like that the other side closes when nothing happens. To have
+        fewer children when there is little to do, see worker_attrition_delay.""",
     ),
     Option(
         "worker_memory_limit", 0, parse_size, "BYTES",
@@ -391,19 +456,85 @@ OPTIONS = (
         the kernel chooses a process to kill; set it well above worker_memory_limit.""",
     ),
     Option(
+        "worker_env_clear", False, parse_flag, None,
+        text="""Children get no variable of the server's environment but those of worker_env_keep.
+
+        For secrets that the server was given and the application is not to see, and for children that behave
+        the same whoever started the server. What `raw_env` sets they get all the same, and what leads them to
+        our worker libraries.""",
+    ),
+    Option(
+        "worker_env_keep",
+        "PATH,LANG,LANGUAGE,LC_*,TZ,HOME,USER,LOGNAME,SHELL,TMPDIR",
+        parse_names, "NAMES",
+        text="""The variables that children keep where worker_env_clear is set.
+
+        A list, or a string with commas between; a `*` at the end of a name stands for any that begin so.""",
+    ),
+    Option(
+        "worker_rlimit_as", None, limit(parse_size, 32 << 20), "BYTES", example="2G",
+        text="""How much address space a child may have (RLIMIT_AS).
+
+        Its next allocation fails then, which most interpreters end with an error of their own. Address space
+        is more than memory: a program with threads, or one that maps files, needs a multiple of what it uses.
+        For what it really uses see worker_memory_limit.""",
+    ),
+    Option(
+        "worker_rlimit_nofile", None, limit(whole_number(0, 2**31), 16), "INT", example=1024,
+        text="""How many files and sockets a child may have open (RLIMIT_NOFILE).
+
+        Four of them are the pipes it starts with. By default as many as the server itself might when it was
+        started; the server raises its own limit as far as it may.""",
+    ),
+    Option(
+        "worker_rlimit_cpu", None, limit(whole_seconds, 1), "DURATION", example="1h",
+        text="""How much processor time a child may use in its whole life (RLIMIT_CPU), in whole seconds.
+
+        Then it is sent SIGXCPU, which ends it, and five seconds of processor time later SIGKILL. The request
+        it ran fails with it, so this is a last resort; worker_request_timeout bounds a request,
+        worker_max_age a life.""",
+    ),
+    Option(
+        "worker_rlimit_core", None, limit(parse_size, 0), "BYTES", example=0,
+        text="""How large a core dump a child may leave (RLIMIT_CORE), 0 for none.
+
+        A dump holds what the child had in memory: requests, passwords, keys.""",
+    ),
+    Option(
+        "worker_nice", 0, whole_number(-20, 19), "INT",
+        text="""How much nicer than the server the children are, as the command nice counts.
+
+        With a few, HTTP workers and control socket stay quick on a machine whose processors the children
+        fill. Only root may go below 0.""",
+    ),
+    Option(
+        "worker_no_new_privs", False, parse_flag, None,
+        text="""Children, and what they start, gain no rights by running a program (no_new_privs).
+
+        A setuid program such as sudo or ping then runs as the child's own user. Nothing else changes, so it
+        is worth setting wherever no child needs one. Linux only.""",
+    ),
+    Option(
+        "worker_oom_score_adj", None, parse_oom_score_adj, "INT", example=500,
+        text="""Which the kernel ends first when the machine is out of memory: from -1000 (never) to 1000.
+
+        With a few hundred for the children the server itself survives them and starts new ones. Only root may
+        go below what the server has. Linux only.""",
+    ),
+    Option(
         "pool_prefetch", 4, whole_number(1, 64), "INT",
         text="""Requests that may be written to one child at once, the one it runs included.
 
-        A child that finds its next request in its pipe is spared a sleep, which is worth half of the throughput
-        of quick answers. It happens only for GET and HEAD, only while no child is idle, and only as long as fewer than 1 in
-        500 answers take more than 2 ms. With 1 it never happens.""",
+        A child that finds its next request in its pipe is spared a sleep, which is worth half of the
+        throughput of quick answers. It happens only for GET and HEAD, only while no child is idle, and only
+        as long as fewer than 1 in 500 answers take more than 2 ms. With 1 it never happens.""",
     ),
     Option(
         "response_buffer_size", 1_048_576, whole_number(65_536, 0x7FFFFFFF), "BYTES",
         text="""How much of an answer is kept for a slow client before its child has to wait for it.
 
-        An answer that fits frees its child at once. This times the connections is what slow clients can make one
-        HTTP worker hold.""",
+        An answer that fits frees its child at once. This times the connections is what slow clients can make
+        one HTTP worker hold.""",
     ),
     Option(
         "request_read_timeout", "60s", positive_duration, "DURATION",
@@ -473,8 +604,8 @@ OPTIONS = (
         text="""What is watched with gunicorn's `reload`: files and directories, separated by colons.
 
         Relative to `chdir`. By default the files named in the command, and the working directory; gunicorn's
-        `reload_extra_files` come on top. Hidden files, logs, sockets, databases and the like are left out. For
-        development alone: see docs/development.md.""",
+        `reload_extra_files` come on top. Hidden files, logs, sockets, databases and the like are left out.
+        For development alone: see docs/development.md.""",
     ),
 )  # fmt: skip
 
@@ -486,6 +617,7 @@ class Options:
     pool_cmd: tuple[str, ...]
     listen_address: str | None
     ctl_socket: str
+    ctl_socket_group: str | None
     min_pool_size: int
     max_pool_size: int
     worker_spawn_timeout: float
@@ -505,6 +637,15 @@ class Options:
     worker_idle_timeout: float
     worker_memory_limit: int
     worker_memory_kill: int
+    worker_env_clear: bool
+    worker_env_keep: tuple[str, ...]
+    worker_rlimit_as: int | None
+    worker_rlimit_nofile: int | None
+    worker_rlimit_cpu: int | None
+    worker_rlimit_core: int | None
+    worker_nice: int
+    worker_no_new_privs: bool
+    worker_oom_score_adj: int | None
     pool_prefetch: int
     response_buffer_size: int
     request_read_timeout: float
@@ -682,9 +823,12 @@ def prepare(cfg: Config) -> Options:
             value = cfg.settings[refusal.name].get()
             if not refusal.accepted(value):
                 raise ConfigError(complaint(refusal.name, value, refusal.why))
+    from poolparty.arbiter.confinement import check_rights  # the master's alone
+
     options = Options.from_cfg(cfg)
     _set_bind(cfg, options)
     _check_program(cfg, options)
+    check_rights(options)
     if options.static_root is not None:
         _check_static_root(cfg, options.static_root)
     heartbeats = cfg.settings["worker_tmp_dir"].get()

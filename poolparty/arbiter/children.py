@@ -23,11 +23,13 @@ import termios
 from dataclasses import dataclass, field
 from typing import Any
 
-from poolparty.arbiter.environment import child_environment
+from poolparty.arbiter.confinement import words_for_launcher
+from poolparty.arbiter.environment import child_environment, kept
 from poolparty.arbiter.relay import Stream
 from poolparty.errors import FrameError
 from poolparty.pool.child import Event, State, next_state
 from poolparty.pool.policy import RECYCLED, Cause
+from poolparty.settings import Options
 from poolparty.wire.frames import HEALTH_CHECK, FrameReader, HealthReply, Ready, decode_response
 
 LAUNCHER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "launcher.py")
@@ -50,9 +52,10 @@ class Recipe:
     group: int | None
     groups: tuple[int, ...] | None
     umask: int
+    confinement: tuple[str, ...] = ()  # words for launcher.py
 
     @classmethod
-    def from_cfg(cls, command: tuple[str, ...], cfg: Any) -> Recipe:
+    def from_cfg(cls, options: Options, cfg: Any) -> Recipe:
         """As gunicorn's settings have it now; symbolic links in chdir are followed here, once for all its
         children."""
         uid = cfg.uid if cfg.uid != os.geteuid() else None
@@ -66,9 +69,12 @@ class Recipe:
             if cfg.initgroups:
                 with contextlib.suppress(KeyError):  # a number without a name has no other groups
                     groups = tuple(os.getgrouplist(pwd.getpwuid(uid).pw_name, cfg.gid))
+        base: dict[str, str] = dict(os.environ)
+        if options.worker_env_clear:
+            base = kept(base, options.worker_env_keep)
         return cls(
-            command,
-            child_environment({**os.environ, **cfg.env}, command),
+            options.pool_cmd,
+            child_environment({**base, **cfg.env}, options.pool_cmd),
             os.path.realpath(cfg.chdir),
             uid,
             gid,
@@ -76,6 +82,7 @@ class Recipe:
             # gunicorn's default of 0 is for its own files; for a child it would mean files that anyone may
             # write.
             cfg.umask or -1,
+            words_for_launcher(options),
         )
 
     def __str__(self) -> str:
@@ -232,7 +239,8 @@ class Process:
 
 
 def start(recipe: Recipe, file_limit: int | None) -> Process:
-    """Start a process of a recipe. file_limit: the soft limit of open files it gets, None: as ours.
+    """Start a process of a recipe. file_limit: the soft limit of open files it gets, None: as ours; a limit
+    of the recipe's replaces it.
 
     OSError: there are no more processes or descriptors, or the user may not be changed; nothing is left
     behind.
@@ -259,6 +267,7 @@ def start(recipe: Recipe, file_limit: int | None) -> Process:
                 _word(recipe.environment.get("LC_CTYPE")),
                 *(_word(recipe.user), _word(recipe.group)),
                 ",".join(map(str, recipe.groups)) if recipe.groups else "-",
+                *recipe.confinement,
                 *("--", *recipe.command),
             ],
             stdin=stdin_r,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import grp
 import os
 import selectors
 import socket
@@ -24,6 +25,7 @@ from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 from poolparty.errors import ConfigError, ControlError
+from poolparty.settings import complaint
 from poolparty.stats import report
 from poolparty.wire.control import COMMANDS, OK, UNKNOWN_COMMAND, CommandReader, error_line, parse_int, split
 
@@ -44,6 +46,11 @@ MAX_SOCKET_PATH = 107
 
 BACKLOG = 128
 MODE = 0o600
+GROUP_MODE = 0o660
+SO_PEERGROUPS = 59  # <asm-generic/socket.h>
+MAX_GROUPS = 256
+"""As many as Python's getsockopt has room for; of a process with more only the first group counts."""
+
 CLAIM_TIMEOUT = 1.0
 """Seconds to wait for another server that claims a socket in the same directory at this moment."""
 
@@ -75,13 +82,18 @@ class Pool(Protocol):
 
 
 class ControlServer:
-    """The listening socket and its clients. `uids` may connect beside root and the arbiter's own user."""
+    """The listening socket and its clients. `uids`, and the members of `group` (a name or a number), may
+    connect beside root and the arbiter's own user."""
 
-    def __init__(self, pool: Pool, path: str, log: Log, uids: Collection[int] = ()) -> None:
+    def __init__(
+        self, pool: Pool, path: str, log: Log, uids: Collection[int] = (), group: str | None = None
+    ) -> None:
         self.pool = pool
         self.path = path
         self.log = log
         self._uids = {0, os.geteuid(), *uids}
+        self._group = group
+        self._gid: int | None = None  # known once it is open
         self._listener: socket.socket | None = None
         self._place = ""  # the path, whatever the working directory will be
         self._inode = (0, 0)  # that of the socket's file
@@ -97,6 +109,8 @@ class ControlServer:
         the place is taken again: after an upgrade that was rolled back.
         """
         place = os.path.abspath(self.path)
+        if self._group is not None:
+            self._gid = self._find_group(self._group)
         try:
             folder_fd = _open_folder(os.path.dirname(place))
         except OSError as error:
@@ -105,7 +119,7 @@ class ControlServer:
             _lock(folder_fd)
             if not takeover:
                 self._check(place, folder_fd)
-            listener, inode = _bind(place, folder_fd)
+            listener, inode = _bind(place, folder_fd, self._gid)
         except OSError as error:
             raise self._refusal(
                 f"no socket can be made there ({error.strerror}); name another path"
@@ -115,6 +129,17 @@ class ControlServer:
         self._forget_listener()
         self._listener, self._place, self._inode = listener, place, inode
         self._listen()
+
+    def _find_group(self, name: str) -> int:
+        try:
+            gid = int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
+        except KeyError:
+            wrong = "there is no such group; make it, or name another"
+            raise ConfigError(complaint("ctl_socket_group", name, wrong)) from None
+        if os.geteuid() != 0 and gid not in (os.getegid(), *os.getgroups()):
+            wrong = "only root may name a group that the server's own user is not in; put the user into it"
+            raise ConfigError(complaint("ctl_socket_group", name, wrong))
+        return gid
 
     def _check(self, place: str, folder_fd: int) -> None:
         """Whether a new socket may be put there: nothing is, or a socket that nobody answers on."""
@@ -218,8 +243,8 @@ class ControlServer:
 
     def _why_not(self, client: socket.socket) -> str | None:
         credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        pid, uid, _ = struct.unpack("3i", credentials)
-        if uid not in self._uids:
+        pid, uid, gid = struct.unpack("3i", credentials)
+        if uid not in self._uids and (self._gid is None or self._gid not in (gid, *_groups_of(client))):
             self.log.warning("control socket: refused process %d of user %d", pid, uid)
             return "permission denied"
         if len(self._sessions) >= MAX_CLIENTS:
@@ -522,8 +547,21 @@ def _address(place: str, folder_fd: int) -> str:
     return f"/proc/self/fd/{folder_fd}/{os.path.basename(place)}"
 
 
-def _bind(place: str, folder_fd: int) -> tuple[socket.socket, tuple[int, int]]:
-    """A listening socket in place of what is at the path, with MODE from its first instant, and its inode."""
+def _groups_of(client: socket.socket) -> tuple[int, ...]:
+    """The supplementary groups that the process at the other end had when it connected.
+
+    Asked of the kernel (Linux 4.13): a look into the user database may wait for a server elsewhere.
+    """
+    try:
+        packed = client.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 4 * MAX_GROUPS)
+    except OSError:
+        return ()
+    return struct.unpack(f"{len(packed) // 4}I", packed)
+
+
+def _bind(place: str, folder_fd: int, gid: int | None) -> tuple[socket.socket, tuple[int, int]]:
+    """A listening socket in place of what is at the path, and its inode. It has MODE from its first instant,
+    and the group's rights once it is the group's."""
     temporary = f"{place}.{os.getpid()}"
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
@@ -533,6 +571,9 @@ def _bind(place: str, folder_fd: int) -> tuple[socket.socket, tuple[int, int]]:
         os.fchmod(listener.fileno(), MODE)  # Linux: bind makes the file with the mode of the descriptor
         listener.bind(_address(temporary, folder_fd))
         try:
+            if gid is not None:
+                os.chown(temporary, -1, gid, follow_symlinks=False)
+                os.chmod(temporary, GROUP_MODE)
             listener.listen(BACKLOG)
             inode = _inode(os.lstat(temporary))
             os.rename(temporary, place)

@@ -76,6 +76,13 @@ def child_environment(base: Mapping[str, str], command: Sequence[str]) -> dict[s
     return environment
 
 
+def kept(base: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
+    """Of `base` the variables with these names; one that ends in `*` stands for all that begin so."""
+    exact = {name for name in names if not name.endswith("*")}
+    prefixes = tuple(name[:-1] for name in names if name.endswith("*"))
+    return {name: value for name, value in base.items() if name in exact or name.startswith(prefixes)}
+
+
 def _appended(path: str | None, folder: Path) -> str:
     """`path` with `folder` behind all it has, once."""
     if not path:

@@ -98,11 +98,13 @@ class PoolThread:
         self.selector = selectors.DefaultSelector()
         self.lending = Lending(self)
         self.seats = self.lending.seats
-        self.control = ControlServer(self, options.ctl_socket, self.log, uids=(cfg.uid,))
+        self.control = ControlServer(
+            self, options.ctl_socket, self.log, uids=(cfg.uid,), group=options.ctl_socket_group
+        )
         self.failure: BaseException | None = None
         self.ready = options.min_pool_size == 0  # whether a child has ever been
         self._on_failure, self._on_ready = on_failure, on_ready
-        self._configured = self._proven = self._launched = Recipe.from_cfg(options.pool_cmd, cfg)
+        self._configured = self._proven = self._launched = Recipe.from_cfg(options, cfg)
         self._file_limit: int | None = None
         self._memory = sampling.Sampler()
         self._by_pid: dict[int, Child] = {}
@@ -192,7 +194,7 @@ class PoolThread:
             self.options = options
             self._grace = options.worker_request_grace
             self.policy.set_limits(self._limits(options))
-            self._configured = Recipe.from_cfg(options.pool_cmd, cfg)
+            self._configured = Recipe.from_cfg(options, cfg)
             self.restart_workers(done)
             self.wake()
 

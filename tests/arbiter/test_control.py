@@ -12,6 +12,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -88,8 +89,8 @@ class FakePool:
 
     # What the tests use.
 
-    def serve(self, path: Path) -> ControlServer:
-        self.server = ControlServer(self, str(path), LOG)
+    def serve(self, path: Path, group: str | None = None) -> ControlServer:
+        self.server = ControlServer(self, str(path), LOG, group=group)
         self.server.open()
         self._thread.start()
         return self.server
@@ -562,6 +563,81 @@ def test_a_stranger_is_refused(server: ControlServer, path: Path, monkeypatch: p
     monkeypatch.setattr(server, "_uids", {os.geteuid() + 1})
     with connect(path) as client:
         assert read_all(client) == b"ERROR: permission denied\n"
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """One that other users can search, as pytest's are not."""
+    with tempfile.TemporaryDirectory(prefix="pp-control-") as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
+
+
+AS_SOMEBODY = """
+import socket, sys
+client = socket.socket(socket.AF_UNIX)
+try:
+    client.connect(sys.argv[1])
+except PermissionError:
+    sys.exit("no permission to connect")
+answer = b""
+try:
+    client.sendall(b"stats\\nexit\\n")
+    while data := client.recv(65536):
+        answer += data
+except BrokenPipeError:  # who is refused is not listened to
+    answer = client.recv(65536)
+except ConnectionResetError:
+    pass
+print(answer.decode().splitlines()[-1])
+"""
+
+
+def as_user(path: Path, user: int, group: int, *groups: int) -> str:
+    """What a process of another user hears."""
+    command = ["/usr/bin/python3", "-c", AS_SOMEBODY, str(path)]
+    done = subprocess.run(
+        command, user=user, group=group, extra_groups=groups, capture_output=True, text=True, timeout=DEADLINE
+    )
+    return (done.stdout + done.stderr).strip()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_a_group_may_use_it_and_nobody_else(pool: FakePool, open_folder: Path) -> None:
+    path = open_folder / "pp.sock"
+    pool.serve(path, group="4242")
+    status = path.stat()
+    assert (stat.S_IMODE(status.st_mode), status.st_gid, status.st_uid) == (0o660, 4242, 0)
+    assert as_user(path, 65534, 4242) == "OK"
+    assert as_user(path, 65534, 65534, 4242) == "OK"
+    assert as_user(path, 65534, 65534, 4243) == "no permission to connect"
+    # The file's mode is not all that stands between.
+    path.chmod(0o666)
+    assert as_user(path, 65534, 65534, 4242) == "OK"
+    assert as_user(path, 65534, 65534, 4243) == "ERROR: permission denied"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_without_a_group_nobody_of_it_may(pool: FakePool, open_folder: Path) -> None:
+    path = open_folder / "pp.sock"
+    pool.serve(path)
+    assert as_user(path, 65534, 0) == "no permission to connect"
+    path.chmod(0o666)
+    assert as_user(path, 65534, 0, 0) == "ERROR: permission denied"
+
+
+def test_a_group_that_does_not_exist_is_a_sentence(pool: FakePool, path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^ctl_socket_group = 'nobodys': there is no such group; .*\.$"):
+        ControlServer(pool, str(path), LOG, group="nobodys").open()
+    assert not path.exists()
+
+
+def test_a_group_the_server_is_not_in_is_a_sentence(
+    pool: FakePool, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(ConfigError, match=r"^ctl_socket_group = '4242': only root may .*\.$"):
+        ControlServer(pool, str(path), LOG, group="4242").open()
 
 
 def test_a_forked_process_closes_its_copies_and_disturbs_nothing(
