@@ -97,14 +97,18 @@
     (put headers name (read-bytes string/slice buf at))
     (-- count))
   (if (nil? inf)
-    (put request :body (read-bytes buffer/slice buf at))
+    (do
+      (put request :body (read-bytes buffer/slice buf at))
+      (unless (= at (length buf))
+        (error "poolparty: bytes stand behind a request")))
     (let [[size behind] (read-uint buf at)
           body (buffer/new size)]
       (buffer/blit body buf 0 behind)
       (file/read inf missing body)
       (unless (= (length body) size)
         (error "poolparty: the pipe ended in a request's body"))
-      (put request :body body))))
+      (put request :body body)))
+  request)
 
 (defn- head-is-in?
   "Whether the buffer, which ends before its frame does, holds all before the body's bytes."
@@ -327,6 +331,8 @@
       (unless (and (file/read inf 4 buf) (= (length buf) 4))
         (break))
       (def size (+ (in buf 0) (* 256 (+ (in buf 1) (* 256 (+ (in buf 2) (* 256 (in buf 3))))))))
+      (when (= size 0)
+        (error "poolparty: a frame without a message"))
       (var here (if (> size first-part) first-part size))
       (unless (and (file/read inf here buf) (= (length buf) (+ here 4)))
         (break))
