@@ -53,8 +53,9 @@ LANGUAGES = [
     Language("PHP", ("php",), "php", "php"),
     *(
         Language("Lua", (program,), "lua", "lua", cannot=frozenset({"interrupts"}), label=program)
-        for program in ("lua5.1", "lua5.2", "lua5.3", "lua5.4", "luajit")
+        for program in ("lua5.1", "lua5.2", "lua5.3", "lua5.4")
     ),
+    Language("Lua", ("luajit",), "lua", "lua", label="luajit"),
     Language("JavaScript", ("node", "nodejs"), "js", "node"),
     Language("Tcl", ("tclsh", "tclsh8.6"), "tcl", "tcl", cannot=frozenset({"interrupts", "close-on-exec"})),
     Language("R", ("Rscript",), "R", "r", cannot=frozenset({"close-on-exec"}), large=True),
@@ -328,12 +329,12 @@ class Worker:
     def leave(self) -> tuple[int, str]:
         """Close its stdin. Its exit status (negative: the signal) and what it wrote to stderr."""
         _, stderr = self.process.communicate(timeout=PATIENCE)
-        return self.process.returncode, stderr.decode()
+        return self.process.returncode, stderr.decode(errors="replace")
 
     def kill_and_read_stderr(self) -> str:
         self.process.kill()
         _, stderr = self.process.communicate()
-        return stderr.decode()
+        return stderr.decode(errors="replace")
 
     def close(self) -> None:
         if self.process.returncode is None:

@@ -232,6 +232,16 @@ local function take_pipes()
   return requests, answers
 end
 
+-- A terminal's Ctrl-C is for the server, which then drains. Lua has no signals, but LuaJIT reaches C's: a handler that
+-- does nothing, since to ignore the signal would be inherited by programs. abs() is one, taking a number as it does.
+local function take_interrupts()
+  local ok, ffi = pcall(require, "ffi")
+  if ok then
+    pcall(ffi.cdef, "int abs(int); void (*signal(int, void (*)(int)))(int);")
+    pcall(function() ffi.C.signal(2, ffi.cast("void (*)(int)", ffi.C.abs)) end)
+  end
+end
+
 local function offered_features()
   local offered = {}
   for feature in (os.getenv("POOLPARTY_FEATURES") or ""):gmatch("[^,]+") do
@@ -254,6 +264,7 @@ end
 -- unwell and will be replaced.
 function poolparty.serve(handler, health_check)
   local requests, answers = take_pipes()
+  take_interrupts()
   io.stdout:setvbuf("line")
   local offered = offered_features()
   local says_ready = offered.ready
