@@ -40,7 +40,8 @@ def serve(language: Any, start_program: Callable[..., Any], tmp_path: Path) -> C
         ('(response #:body (lambda (port) (display "grün" port) (display 7 port)))',
          (200, {}, "grün7".encode())),
         ("(response #:body (make-bytevector 200000 65))", (200, {}, b"A" * 200_000)),
-        ("(response #:body (lambda (port) (display (make-string 99999 #\\A) port)))", (200, {}, b"A" * 99_999)),
+        ("(response #:body (lambda (port) (display (make-string 99999 #\\A) port)))",
+         (200, {}, b"A" * 99_999)),
     ],
 )  # fmt: skip
 def test_what_a_handler_may_give(serve: Any, answer: str, expected: Any) -> None:

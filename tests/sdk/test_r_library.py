@@ -44,6 +44,11 @@ def test_the_package_is_found_and_has_its_version(interpreter: str) -> None:
     assert said == f"{poolparty.__version__} TRUE"
 
 
+def test_what_makes_the_folder_a_package_agrees_with_its_description(interpreter: str, sdk: Path) -> None:
+    same = 'identical(readRDS("{0}/Meta/package.rds")$DESCRIPTION, read.dcf("{0}/DESCRIPTION")[1, ])'
+    assert run(interpreter, f"cat({same.format(sdk / 'r' / 'poolparty')})") == "TRUE"
+
+
 @pytest.mark.parametrize(
     ("answer", "body"),
     [
