@@ -5,7 +5,7 @@
     python -m benchmarks.languages ruby perl                to look at two of them
 
 Each round measures every interpreter once, so that what else the machine does meets all alike; a figure is
-the median of the rounds. The application is examples/app.EXT, which is the same in every language, asked for `/`.
+the median of the rounds. The application is examples/app.EXT, the same in every language, asked for `/`.
 """
 
 from __future__ import annotations

@@ -234,8 +234,8 @@ app = Starlette(routes=routes, lifespan=lifespan)
 
 
 @pytest.mark.parametrize("features", [{}, ALL])
-def test_starlette(serve: Serve, frame_of: Any, features: dict[str, str]) -> None:
-    pytest.importorskip("starlette")
+def test_starlette(serve: Serve, needs: Callable[..., None], frame_of: Any, features: dict[str, str]) -> None:
+    needs("starlette", sys.executable, "-c", "import starlette")
     worker = serve(STARLETTE, features)
     if features:
         worker.ready()

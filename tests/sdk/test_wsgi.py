@@ -353,8 +353,8 @@ FORM = (
 MULTIPART = {"Host": "h", "Content-Type": "multipart/form-data; boundary=B", "Content-Length": str(len(FORM))}
 
 
-def test_flask(serve: Serve) -> None:
-    pytest.importorskip("flask")
+def test_flask(serve: Serve, needs: Callable[..., None]) -> None:
+    needs("flask", sys.executable, "-c", "import flask")
     worker = serve(FLASK)
     status, headers, body = worker.ask("http://h/hello/gr%C3%BCn?a=b", headers={"Host": "h"})
     assert status == 200
@@ -398,8 +398,8 @@ app = get_wsgi_application()
 """
 
 
-def test_django(serve: Serve) -> None:
-    pytest.importorskip("django")
+def test_django(serve: Serve, needs: Callable[..., None]) -> None:
+    needs("django", sys.executable, "-c", "import django")
     worker = serve(DJANGO, name="app:app")
     status, headers, body = worker.ask("http://h/hello/gr%C3%BCn?a=b", headers={"Host": "h"})
     assert (status, body.decode()) == (200, "hello grün, http://h/hello/gr%C3%BCn?a=b\n")
