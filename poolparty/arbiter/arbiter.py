@@ -56,6 +56,12 @@ QUICK_STOP = 2.0
 
 
 def check_config(cfg: Config, log: Any) -> None:
+TITLE_INTERVAL = 1.0
+"""Seconds between two looks at what the process title says."""
+
+MAX_TITLE_NAME = 64
+"""Characters of proc_name that are shown."""
+
     """For GWorker.check_config: in the master, before the arbiter is ready. Exits the start with one
     sentence."""
     try:
@@ -123,6 +129,7 @@ class PoolArbiter(Arbiter):
 
     def start_pool(self) -> None:
         self.pool.start()
+        self.title_due = 0.0
         self.watch()
 
     def start(self) -> None:
@@ -153,10 +160,22 @@ class PoolArbiter(Arbiter):
         if not self.ready_told and self.pool.ready:
             self.ready_told = True
             systemd.sd_notify("READY=1\nSTATUS=Poolparty serves", self.log)
-        title = f"poolparty: {self.master_name.lower()} [{self.proc_name}]"
+        self.show_state()
+
+    def show_state(self) -> None:
+        """For ps and top: how busy the pool is, brought up to date once a second at most."""
+        now = time.monotonic()
+        if now < self.title_due:
+            return
+        self.title_due = now + TITLE_INTERVAL
+        name = self.cfg.settings["proc_name"].get()
+        title = "poolparty: "
+        title += f"{self.master_name.lower()}, " if self.master_name != "Master" else ""
+        title += self.pool.describe()
+        title += f" [{printable(name.encode())[:MAX_TITLE_NAME]}]" if name else ""
         if title != self.title:
             self.title = title
-            _set_title(title)
+            set_title(title)
 
     # --- HTTP workers --------------------------------------------------------------------------------------
 
@@ -167,7 +186,7 @@ class PoolArbiter(Arbiter):
         try:
             seat = self.pool.open_seat()
             self.worker_class = functools.partial(self.cfg.worker_class, seat=seat)
-            signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)  # see Seat.enter_worker
+            signal.pthread_sigmask(signal.SIG_BLOCK, FORK_BLOCKS)  # see Seat.enter_worker
             pid: int = super().spawn_worker()
         except BaseException as error:
             # The HTTP worker itself leaves through here, by SystemExit: it has nothing to put back.
@@ -182,7 +201,7 @@ class PoolArbiter(Arbiter):
             return None
         finally:
             if os.getpid() == parent:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING_SIGNALS)
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, FORK_BLOCKS)
         seat.forked(pid)
         self.seats[pid] = seat
         return pid
@@ -416,31 +435,9 @@ class PoolArbiter(Arbiter):
             self.watcher.stop()
             self.watcher = None
         if self.cfg.reload:
-            self.pool.log.warning("Reloader is on: clients see what a failing application says. Development only!")
-            watched = Watched.from_cfg(self.cfg, self.pool.options)
-            polling = self.cfg.reload_engine == "poll"
-            self.watcher = Watcher(watched, self.application_changed, self.pool.log, polling)
-
-    def application_changed(self, path: str) -> None:
-        """Called in the watcher's thread."""
-        self.pool.log.info('msg="the application has changed" file="%s"', os.path.relpath(path))
-        with self.pool.lock:
-            self.pool.restart_workers(self.restarted)
-
-    def restarted(self, error: str | None) -> None:
-        """Called in the pool thread."""
-        if error is None:
-            self.pool.log.info('msg="the workers are restarted"')
-        else:
-            self.pool.log.error('msg="the workers are not restarted" reason="%s"', error)
-
-    def watch(self) -> None:
-        """Development: have the children restarted when the application's files change."""
-        if self.watcher is not None:
-            self.watcher.stop()
-            self.watcher = None
-        if self.cfg.reload:
-            self.pool.log.warning("Reloader is on: clients see what a failing application says. Development only!")
+            self.pool.log.warning(
+                "Reloader is on: clients see what a failing application says. Development only!"
+            )
             watched = Watched.from_cfg(self.cfg, self.pool.options)
             polling = self.cfg.reload_engine == "poll"
             self.watcher = Watcher(watched, self.application_changed, self.pool.log, polling)
@@ -528,6 +525,7 @@ class PoolArbiter(Arbiter):
             if self.hurried(0.1):
                 limit = time.monotonic() + QUICK_STOP
                 again = 0.0
+        set_title("poolparty: stopping")
             if time.monotonic() >= again:
                 self.kill_workers(signal.SIGQUIT if self.quick else signal.SIGTERM)
                 again = time.monotonic() + TELL_AGAIN
@@ -605,11 +603,3 @@ class _OneAddress:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.cfg, name)
-
-
-def _set_title(title: str) -> None:
-    try:
-        from setproctitle import setproctitle
-    except ImportError:
-        return
-    setproctitle(title)

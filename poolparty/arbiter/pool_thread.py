@@ -35,7 +35,7 @@ from poolparty.arbiter import children, sampling
 from poolparty.arbiter.children import EXPECTED, Child, Recipe
 from poolparty.arbiter.control import ControlServer
 from poolparty.arbiter.relay import Relay
-from poolparty.arbiter.seats import ENDING_SIGNALS, RETRY, Lending, Seat, earlier
+from poolparty.arbiter.seats import RETRY, Lending, Seat, earlier
 from poolparty.errors import FrameError
 from poolparty.pool import policy
 from poolparty.pool.child import LIVE_STATES, Event, State
@@ -43,9 +43,9 @@ from poolparty.pool.policy import Cause, ChildView, Limits, Policy
 from poolparty.settings import Options
 from poolparty.stats import report
 from poolparty.stats.notice import Notice
-from poolparty.stats.scoreboard import ChildWord, PoolWord, Scoreboard
+from poolparty.stats.scoreboard import ChildWord, PoolWord, Scoreboard, SeatWord
 
-__all__ = ["ENDING_SIGNALS", "PoolThread", "Seat"]
+__all__ = ["PoolThread", "Seat"]
 
 MIN_CHILD_ROWS = 1024
 MAX_CHILD_ROWS = 1 << 17
@@ -227,6 +227,17 @@ class PoolThread:
         self.begin_stop(graceful)
         while not self.wait_stopped(1.0):
             pass
+
+    def describe(self) -> str:
+        """How busy it is, for the process title: `pool default 3/8 busy`, and how many requests wait."""
+        words = self.scoreboard.words
+        with self.lock:
+            live = [child for child in self.children.values() if child.state in LIVE_STATES]
+            busy = sum(not self.scoreboard.child_is_idle(child.slot) for child in live)
+            bases = [self.scoreboard.seat_base(seat) for seat in self.seats]
+            queued = sum(words[base + SeatWord.QUEUED] for base in bases)
+        waiting = f", {queued} queued" if queued else ""
+        return f"pool {report.POOL_NAME} {busy}/{len(live)} busy{waiting}"
 
     def wake(self) -> None:
         """Have the loop take a turn. Any thread, and signal handlers."""

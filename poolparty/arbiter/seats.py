@@ -42,7 +42,10 @@ EXIT_GRACE = 0.5
 killed."""
 
 ENDING_SIGNALS = frozenset((signal.SIGTERM, signal.SIGQUIT, signal.SIGABRT))
-"""Signals by which an arbiter ends an HTTP worker; blocked across its fork."""
+"""Signals by which an arbiter ends an HTTP worker."""
+
+FORK_BLOCKS = ENDING_SIGNALS | {signal.SIGUSR1}
+"""Signals that are blocked across the fork of an HTTP worker, so that none is lost before it can hear it."""
 
 
 class Seat:
@@ -83,7 +86,7 @@ class Seat:
 
         Until now the signals that end it were blocked: the arbiter's handlers, which it has inherited, would
         have put them into a queue that nobody reads. One that has come meanwhile ends it here, as it has
-        begun nothing.
+        begun nothing. SIGUSR1 stays blocked until its handler is there.
         """
         for number in ENDING_SIGNALS:
             signal.signal(number, signal.SIG_DFL)

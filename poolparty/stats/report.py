@@ -20,6 +20,9 @@ from poolparty.stats.scoreboard import COUNTER_INDEX, ChildWord, Scoreboard, Sea
 
 Snapshot = dict[str, Any]
 
+POOL_NAME = "default"
+"""The name of the one pool there is."""
+
 
 class _Child(Protocol):
     @property
@@ -140,7 +143,7 @@ def snapshot(pool: Pool, sampler: sampling.Sampler = sampling.processes) -> Snap
         "http_workers": http_workers,
         "pools": [
             {
-                "name": "default",
+                "name": POOL_NAME,
                 "command": shlex.join(pool.options.pool_cmd),
                 **counts,
                 "queued": queued,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import select
 import signal
 import sys
@@ -19,6 +20,7 @@ from gunicorn.workers.base import Worker
 
 from poolparty.arbiter.arbiter import check_config
 from poolparty.settings import Options
+from poolparty.arbiter.title import set_title
 from poolparty.worker.connection import Connection
 from poolparty.worker.server import TICK, Server
 
@@ -29,6 +31,9 @@ HEARTBEAT = 1.0
 """Seconds between two signs of life for gunicorn's `timeout`."""
 
 ACCEPT_DRAIN = 1.0
+LOOP_SIGNALS = (signal.SIGTERM, signal.SIGQUIT, signal.SIGUSR1)
+"""Signals that the event loop handles."""
+
 """Seconds that a draining HTTP worker goes on accepting what the kernel has queued for it already."""
 
 
@@ -60,6 +65,7 @@ class GWorker(Worker):
         assert self.seat is not None
         self.seat.enter_worker()
         self.loop = _new_event_loop()
+        set_title("poolparty: HTTP worker")
         asyncio.set_event_loop(self.loop)
         # gunicorn's own reloader would run in this process, and end it; ours restarts the children.
         self._develops = self.cfg.reload
@@ -76,6 +82,8 @@ class GWorker(Worker):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGWINCH, signal.SIG_IGN)
         add = self.loop.add_signal_handler
+        # uvloop loses a signal that comes before it runs, so from here on they wait until it does.
+        signal.pthread_sigmask(signal.SIG_BLOCK, LOOP_SIGNALS)
         add(signal.SIGTERM, self._on_term)
         add(signal.SIGQUIT, self._on_quit)
         add(signal.SIGUSR1, self.log.reopen_files)
@@ -85,6 +93,7 @@ class GWorker(Worker):
         self.alive = False
         self.server.drain()
 
+        set_title("poolparty: HTTP worker, draining")
     def _on_quit(self) -> None:
         if not self._leave_at_once:
             self._leave_at_once = True
@@ -110,6 +119,7 @@ class GWorker(Worker):
 
     async def _serve(self) -> None:
         context = gunicorn_sock.ssl_context(self.cfg) if self.cfg.is_ssl else None
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, LOOP_SIGNALS)
         server = self.server
         for listener in self.sockets:
             self._listeners.append(
@@ -118,6 +128,7 @@ class GWorker(Worker):
                 )
             )
         while self.alive:
+        server.announce()
             await self._tick()
         deadline = monotonic() + self.cfg.graceful_timeout
         await self._stop_listening()
@@ -131,6 +142,10 @@ class GWorker(Worker):
 
     async def _tick(self) -> None:
         self.server.tick()
+        if os.getppid() != self.ppid and not self._leave_at_once:
+            # Its channel says so too, unless somebody else has a copy of the arbiter's end.
+            self.server.arbiter_died()
+            return
         self.notify()
         await asyncio.sleep(TICK)
 

@@ -80,7 +80,6 @@ class Server:
         self.connections: set[Connection] = set()
         self.words = seat.scoreboard.words
         self.base = seat.scoreboard.seat_base(seat.id)
-        self.words[self.base + SeatWord.PID] = os.getpid()
         self.dispatcher = Dispatcher(self, seat, loop)
         self.static: StaticFiles | None = None
         self.broken: BrokenPage | None = None
@@ -109,6 +108,10 @@ class Server:
         self._trust_all = "*" in cfg.forwarded_allow_ips
         self._trusted_networks = [ipaddress.ip_network(ip) for ip in cfg.forwarded_allow_ips if ip != "*"]
         self._make_date()
+
+    def announce(self) -> None:
+        """It listens: from now on the arbiter counts it as one that serves."""
+        self.words[self.base + SeatWord.PID] = os.getpid()
 
     # --- counting ------------------------------------------------------------------------------------------
 

@@ -267,6 +267,51 @@ class TestStop:
         one.wait()
         wait_for(lambda: http_worker not in one.session(), deadline=5)
 
+    def test_an_http_worker_sees_the_arbiters_death_though_its_channel_stays_open(
+        self, server: Any, tmp_path: Path, wait_for: WaitFor
+    ) -> None:
+        (tmp_path / "poolparty.conf.py").write_text(
+            "import subprocess\n"
+            "def pre_fork(arbiter, worker):\n"
+            "    subprocess.Popen(['sleep', '60'], pass_fds=[worker.seat.arbiter_end.fileno()])\n"
+        )
+        one = server()
+        one.get()
+        (http_worker,) = one.http_workers()
+        one.process.kill()
+        one.wait()
+        wait_for(lambda: http_worker not in one.session(), deadline=5)
+        assert "the arbiter has died" in one.log
+
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGQUIT])
+    @pytest.mark.parametrize("hook", ["post_fork(arbiter, worker)", "post_worker_init(worker)"])
+    def test_a_signal_that_comes_while_an_http_worker_starts_is_not_lost(
+        self, server: Any, tmp_path: Path, wait_for: WaitFor, hook: str, number: signal.Signals
+    ) -> None:
+        (tmp_path / "poolparty.conf.py").write_text(
+            f"import os\ndef {hook}:\n    if worker.age == 1: os.kill(os.getpid(), {number:d})\n"
+        )
+        one = server()
+        wait_for(lambda: one.log.count("Booting worker") > 1 or "was sent" in one.log)
+        assert one.get()
+
+    def test_logs_are_reopened_though_sigusr1_came_while_an_http_worker_started(
+        self, server: Any, tmp_path: Path, wait_for: WaitFor
+    ) -> None:
+        (tmp_path / "poolparty.conf.py").write_text(
+            "import os, signal\ndef post_fork(arbiter, worker): os.kill(os.getpid(), signal.SIGUSR1)\n"
+        )
+        before = (
+            "import gunicorn.glogging as g, os\n"
+            "real = g.Logger.reopen_files\n"
+            "def reopen(self): real(self); open(f'reopened-{os.getpid()}', 'w').close()\n"
+            "g.Logger.reopen_files = reopen"
+        )
+        one = server(before=before)
+        one.get()
+        (http_worker,) = one.http_workers()
+        wait_for((tmp_path / f"reopened-{http_worker}").exists)
+
     def test_an_http_worker_that_missed_the_signal_is_told_again(
         self, server: Any, wait_for: WaitFor
     ) -> None:
@@ -396,6 +441,15 @@ class TestForks:
         assert one.wait() == 3
         assert "Worker failed to boot" in one.log
         assert not one.session()
+
+    def test_an_http_worker_that_cannot_listen_has_not_booted(self, server: Any) -> None:
+        before = (
+            "import poolparty.worker.gworker as g\n"
+            "async def broken(self): raise OSError('no socket for you')\n"
+            "g.GWorker._serve = broken"
+        )
+        one = server(before=before)
+        one.wait_log("An HTTP worker did not boot; next try in 1 s")
 
     def test_http_workers_that_die_young_do_not_eat_the_machine(self, server: Any, tmp_path: Path) -> None:
         (tmp_path / "poolparty.conf.py").write_text(
