@@ -14,6 +14,7 @@ settings.configure(
     # Without this, errors are mailed to nobody; with it they are in the server's log.
     LOGGING={
         "version": 1,
+        "disable_existing_loggers": False,
         "handlers": {"stderr": {"class": "logging.StreamHandler"}},
         "root": {"handlers": ["stderr"], "level": "ERROR"},
     },
