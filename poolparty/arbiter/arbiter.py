@@ -30,8 +30,11 @@ from gunicorn.config import Config
 from gunicorn.errors import HaltServer
 from gunicorn.pidfile import Pidfile
 
-from poolparty import log_files
-from poolparty.arbiter.pool_thread import ENDING_SIGNALS, PoolThread, Seat
+from poolparty.arbiter.children import logfmt
+from poolparty.arbiter.pool_thread import PoolThread, Seat
+from poolparty.arbiter.relay import printable
+from poolparty.arbiter.seats import FORK_BLOCKS
+from poolparty.arbiter.title import set_title
 from poolparty.arbiter.watcher import Watched, Watcher
 from poolparty.errors import ConfigError
 from poolparty.settings import Options, serves_a_pool
@@ -52,17 +55,17 @@ DRAIN_MARGIN = 5.0
 KILLED_WAIT = 5.0
 """Seconds to wait for processes that were sent SIGKILL."""
 
-QUICK_STOP = 2.0
-"""Seconds HTTP workers have to leave once a stop has become quick, as gunicorn has it."""
-
-
-def check_config(cfg: Config, log: Any) -> None:
 TITLE_INTERVAL = 1.0
 """Seconds between two looks at what the process title says."""
 
 MAX_TITLE_NAME = 64
 """Characters of proc_name that are shown."""
 
+QUICK_STOP = 2.0
+"""Seconds HTTP workers have to leave once a stop has become quick, as gunicorn has it."""
+
+
+def check_config(cfg: Config, log: Any) -> None:
     """For GWorker.check_config: in the master, before the arbiter is ready. Exits the start with one
     sentence."""
     try:
@@ -125,12 +128,12 @@ class PoolArbiter(Arbiter):
         self.quick = False
         self.ready_told = True
         self.title = ""
+        self.title_due = 0.0
         self.watcher: Watcher | None = None
         self.pool.claim(takeover="GUNICORN_PID" in os.environ)
 
     def start_pool(self) -> None:
         self.pool.start()
-        self.title_due = 0.0
         self.watch()
 
     def start(self) -> None:
@@ -359,11 +362,6 @@ class PoolArbiter(Arbiter):
         """Drain, as at SIGTERM; a second one, seen in `stop`, is quick."""
         raise StopIteration
 
-    def handle_usr1(self) -> None:
-        """Reopen the log files, here and in the HTTP workers."""
-        log_files.reopen(self.log)
-        self.kill_workers(signal.SIGUSR1)
-
     def handle_winch(self) -> None:
         """Drain the HTTP workers, as in an upgrade; gunicorn does so only when daemonised, to spare resized
         terminals."""
@@ -395,7 +393,7 @@ class PoolArbiter(Arbiter):
         self.pool.relay.hold()
         try:
             self.setup(self.app)
-            log_files.reopen(self.log)
+            self.log.reopen_files()
         finally:
             self.pool.relay.resume()
         for listener in self.LISTENERS:
@@ -521,6 +519,7 @@ class PoolArbiter(Arbiter):
         sock.close_sockets(self.LISTENERS, unlink)
         self.LISTENERS = []
         self.stopping = True
+        set_title("poolparty: stopping")
         if self.watcher is not None:
             self.watcher.stop()
         self.quick = self.quick or not graceful
@@ -531,7 +530,6 @@ class PoolArbiter(Arbiter):
             if self.hurried(0.1):
                 limit = time.monotonic() + QUICK_STOP
                 again = 0.0
-        set_title("poolparty: stopping")
             if time.monotonic() >= again:
                 self.kill_workers(signal.SIGQUIT if self.quick else signal.SIGTERM)
                 again = time.monotonic() + TELL_AGAIN

@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Any
 from gunicorn import sock as gunicorn_sock
 from gunicorn.workers.base import Worker
 
-from poolparty import log_files
 from poolparty.arbiter.arbiter import check_config
-from poolparty.settings import Options
 from poolparty.arbiter.title import set_title
+from poolparty.settings import Options
 from poolparty.worker.connection import Connection
 from poolparty.worker.server import TICK, Server
 
@@ -31,10 +30,10 @@ if TYPE_CHECKING:
 HEARTBEAT = 1.0
 """Seconds between two signs of life for gunicorn's `timeout`."""
 
-ACCEPT_DRAIN = 1.0
 LOOP_SIGNALS = (signal.SIGTERM, signal.SIGQUIT, signal.SIGUSR1)
 """Signals that the event loop handles."""
 
+ACCEPT_DRAIN = 1.0
 """Seconds that a draining HTTP worker goes on accepting what the kernel has queued for it already."""
 
 
@@ -65,8 +64,8 @@ class GWorker(Worker):
         """Called by gunicorn in the new process."""
         assert self.seat is not None
         self.seat.enter_worker()
-        self.loop = _new_event_loop()
         set_title("poolparty: HTTP worker")
+        self.loop = _new_event_loop()
         asyncio.set_event_loop(self.loop)
         # gunicorn's own reloader would run in this process, and end it; ours restarts the children.
         self._develops = self.cfg.reload
@@ -82,19 +81,19 @@ class GWorker(Worker):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGWINCH, signal.SIG_IGN)
-        add = self.loop.add_signal_handler
         # uvloop loses a signal that comes before it runs, so from here on they wait until it does.
         signal.pthread_sigmask(signal.SIG_BLOCK, LOOP_SIGNALS)
+        add = self.loop.add_signal_handler
         add(signal.SIGTERM, self._on_term)
         add(signal.SIGQUIT, self._on_quit)
-        add(signal.SIGUSR1, log_files.reopen, self.log)
+        add(signal.SIGUSR1, self.log.reopen_files)
         signal.signal(signal.SIGABRT, self.handle_abort)
 
     def _on_term(self) -> None:
         self.alive = False
         self.server.drain()
-
         set_title("poolparty: HTTP worker, draining")
+
     def _on_quit(self) -> None:
         if not self._leave_at_once:
             self._leave_at_once = True
@@ -119,8 +118,8 @@ class GWorker(Worker):
             self.loop.close()
 
     async def _serve(self) -> None:
-        context = gunicorn_sock.ssl_context(self.cfg) if self.cfg.is_ssl else None
         signal.pthread_sigmask(signal.SIG_UNBLOCK, LOOP_SIGNALS)
+        context = gunicorn_sock.ssl_context(self.cfg) if self.cfg.is_ssl else None
         server = self.server
         for listener in self.sockets:
             self._listeners.append(
@@ -128,8 +127,8 @@ class GWorker(Worker):
                     lambda: Connection(server), sock=listener.sock, ssl=context, backlog=self.cfg.backlog
                 )
             )
-        while self.alive:
         server.announce()
+        while self.alive:
             await self._tick()
         deadline = monotonic() + self.cfg.graceful_timeout
         await self._stop_listening()
@@ -142,11 +141,11 @@ class GWorker(Worker):
             await server.static.close()
 
     async def _tick(self) -> None:
-        self.server.tick()
         if os.getppid() != self.ppid and not self._leave_at_once:
             # Its channel says so too, unless somebody else has a copy of the arbiter's end.
             self.server.arbiter_died()
             return
+        self.server.tick()
         self.notify()
         await asyncio.sleep(TICK)
 
