@@ -42,7 +42,9 @@ my ($requests, $answers, $replies, $streams);
 # array of names and values, a hash of names to a string or an array of strings, or undef; body a string, an array of
 # strings, undef, a file handle or object with getline (and close), or a sub that gives the next piece at each call
 # and undef at the end. The last two are sent piece by piece where the server can take them so, and collected where
-# it cannot. A string that Perl holds as characters leaves as UTF-8, one of bytes as it is. What a handler dies of is
+# it cannot. Or the answer is, again as in PSGI, a sub, which is called with another one to give the answer to: the
+# three as above, or [$status, $headers] and then the body to the ->write and ->close of what it returns. A string
+# that Perl holds as characters leaves as UTF-8, one of bytes as it is. What a handler dies of is
 # written to stderr with a trace and answered `500 internal server error`; the process lives on.
 #
 # health_check->() is called now and then while no request runs. If it dies, this process is unwell and will be
@@ -80,18 +82,55 @@ sub serve {
 
 sub _answer {
     my ($handler, $request) = @_;
+    my $answer;
+    return _failed($request) if !_try(sub { $answer = $handler->($request); 1 });
+    return _delayed($request, $answer) if ref $answer eq 'CODE';
     my ($head, $body);
     my $good = _try(sub {
-        ($head, $body) = _response($handler->($request));
+        ($head, $body) = _response($answer);
         $body = _collect($body) if ref $body && !$streams;
-        _framed($head, $body) unless ref $body;    # a frame that is too large is the handler's error too
+        _framed($head, $body) if !ref $body;    # a frame that is too large is the handler's error too
         1;
     });
-    if (!$good) {
-        _report($request->method . ' ' . $request->uri . ' failed', $@);
-        return _write($FAILED);
-    }
+    return _failed($request) if !$good;
     return ref $body ? _stream($request, $head, $body) : _write(_framed($head, $body));
+}
+
+# After an error, before anything of the answer has been sent.
+sub _failed {
+    my ($request) = @_;
+    _report($request->method . ' ' . $request->uri . ' failed', $@);
+    _write($FAILED);
+}
+
+sub _delayed {
+    my ($request, $answer) = @_;
+    my ($head, $body, $writer);
+    my $respond = sub {
+        my ($given) = @_;
+        die "the answer has been given already\n" if defined $head;
+        if (ref $given eq 'ARRAY' && @$given == 2) {
+            ($head) = _response([@$given, '']);
+            return $writer = Poolparty::Writer->new($head);
+        }
+        ($head, $body) = _response($given);
+        return;
+    };
+    my $good = _try(sub {
+        $answer->($respond);
+        die "a handler has returned a sub that gave no answer\n" if !defined $head;
+        $body = _collect($body) if ref $body && !$streams;
+        $writer->close if $writer;
+        1;
+    });
+    if ($writer && $writer->{started}) {
+        return if $good;
+        _report($request->method . ' ' . $request->uri . ' failed', $@);
+        exit 1;
+    }
+    return _failed($request) if !$good;
+    return _stream($request, $head, $body) if ref $body;
+    return _write(_framed($head, $writer ? $writer->{whole} : $body));
 }
 
 # The bytes between the response's tag and its body, and the body: a string, or a sub that gives its pieces.
@@ -175,24 +214,19 @@ sub _collect {
 # not whole is to end without ResponseEnd.
 sub _stream {
     my ($request, $head, $pieces) = @_;
-    my $started = 0;
+    my $writer = Poolparty::Writer->new($head);
     while (1) {
         my $piece;
-        if (!_try(sub { $piece = $pieces->(); $piece = _octets($piece) if defined $piece; 1 })) {
+        if (!_try(sub { $piece = $pieces->(); 1 })) {
+            return _failed($request) if !$writer->{started};
             _report($request->method . ' ' . $request->uri . ' failed', $@);
-            exit 1 if $started;
-            return _write($FAILED);
+            exit 1;
         }
         last if !defined $piece;
-        next if $piece eq '';
-        if (!$started) {
-            _write(_sized(chr(RESPONSE_START) . $head));
-            $started = 1;
-        }
-        my $start = chr(RESPONSE_CHUNK) . _uint(length $piece);
-        _write(pack('V', length($start) + length $piece) . $start . $piece);
+        $writer->write($piece);
     }
-    return _write($started ? _sized(chr(RESPONSE_END)) : _framed($head, ''));
+    $writer->close;
+    return _write(_framed($head, '')) if !$writer->{started};
 }
 
 sub _check_health {
@@ -354,7 +388,9 @@ sub _try {
     my ($code) = @_;
     local $SIG{__DIE__} = \&_trace if !$SIG{__DIE__};
     undef $traced;
-    return eval { $code->() };
+    my $good = eval { $code->() };
+    die $@ if !$good && ref $@ eq 'Poolparty::ServerGone';
+    return $good;
 }
 
 # Called for every error, also for those that the program catches: so only what stands on the stack is kept.
@@ -378,6 +414,36 @@ sub _report {
 sub _shown {
     my ($value) = @_;
     return defined $value ? substr "'$value'", 0, 200 : 'undef';
+}
+
+# What takes a body piece by piece. Nothing is sent before the first; where the server takes no streams all is kept.
+package Poolparty::Writer;
+
+sub new {
+    my ($class, $head) = @_;
+    return bless { head => $head, whole => '', started => 0, closed => 0 }, $class;
+}
+
+sub write {
+    my ($self, $piece) = @_;
+    die "the answer has been closed already\n" if $self->{closed};
+    $piece = Poolparty::_octets($piece);
+    return 1 if $piece eq '';
+    if (!$streams) {
+        $self->{whole} .= $piece;
+        return 1;
+    }
+    my $start = chr(Poolparty::RESPONSE_CHUNK) . Poolparty::_uint(length $piece);
+    Poolparty::_write(Poolparty::_sized(chr(Poolparty::RESPONSE_START) . $self->{head})) if !$self->{started};
+    $self->{started} = 1;
+    Poolparty::_write(pack('V', length($start) + length $piece) . $start . $piece);
+    return 1;
+}
+
+sub close {
+    my ($self) = @_;
+    Poolparty::_write(Poolparty::_sized(chr Poolparty::RESPONSE_END)) if $self->{started} && !$self->{closed};
+    $self->{closed} = 1;
 }
 
 # One HTTP request. All are strings of bytes:
