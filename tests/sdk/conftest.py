@@ -9,6 +9,7 @@ import contextlib
 import os
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -246,6 +247,7 @@ class Worker:
             pass_fds=(writing,),
             env={**{k: v for k, v in os.environ.items() if k not in FORGOTTEN}, **environment},
             bufsize=0,
+            process_group=0,
         )
         os.close(writing)
         self.fd3 = reading
@@ -332,7 +334,9 @@ class Worker:
         return self.process.returncode, stderr.decode(errors="replace")
 
     def kill_and_read_stderr(self) -> str:
-        self.process.kill()
+        """End it with all that it has started, as the server does."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         _, stderr = self.process.communicate()
         return stderr.decode(errors="replace")
 
