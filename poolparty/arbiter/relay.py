@@ -38,6 +38,9 @@ MAX_OWN_PENDING = 2000
 MAX_LAST_OUTPUT = 1024 * 1024
 """Bytes that are read from a child's pipe after its exit: as much as the largest pipe holds."""
 
+OUTPUT_LOGGER = "worker"
+"""Name of children's logger below gunicorn.error."""
+
 TAIL = 20
 """Lines of each child that are kept for its obituary."""
 
@@ -57,6 +60,20 @@ def printable(line: bytes) -> str:
 def _escape(match: re.Match[str]) -> str:
     code = ord(match[0])
     return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+
+
+def output_logger(target: Any) -> Any:
+    """The logger for what children say: one below gunicorn's error log, so that its level is its own.
+
+    Whoever sets `--log-level warning` wants less of the server, not to lose his application's tracebacks.
+    """
+    error_log = getattr(target, "error_log", None)
+    if not isinstance(error_log, logging.Logger):
+        return target
+    logger = error_log.getChild(OUTPUT_LOGGER)
+    if logger.level == logging.NOTSET:  # or a logconfig has said what it is to be
+        logger.setLevel(logging.INFO)
+    return logger
 
 
 class RelayLog:
@@ -142,6 +159,7 @@ class Relay:
     def __init__(self, target: Any) -> None:
         self.log = RelayLog(self)
         self._target = target
+        self._output = output_logger(target)
         self._lock = threading.Lock()  # streams and counts; nobody waits for anything while it is held
         self._writing = threading.Lock()  # held while a line is logged: see hold
         self._queue: queue.SimpleQueue[tuple[int, str, tuple[object, ...], Stream | None, int] | None] = (
@@ -299,7 +317,7 @@ class Relay:
             level, message, args, stream, size = entry
             try:
                 with self._writing:
-                    self._target.log(level, message, *args)
+                    (self._target if stream is None else self._output).log(level, message, *args)
             except Exception:
                 pass  # logging reports its own failures; the thread has to live
             dropped = 0

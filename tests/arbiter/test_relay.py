@@ -143,6 +143,29 @@ def test_drops_are_told_at_the_end_too(relay: Relay, log: SlowLog, wait_for: Wai
     wait_for(lambda: any("dropped" in text for text in log.texts))
 
 
+def test_what_children_say_is_logged_whatever_the_level_of_the_error_log(
+    wait_for: WaitFor, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Gunicorns:
+        error_log = logging.getLogger("test.error")
+
+        def log(self, level: int, message: str, *args: object) -> None:
+            self.error_log.log(level, message, *args)
+
+    Gunicorns.error_log.setLevel(logging.ERROR)
+    relay = Relay(Gunicorns())
+    relay.start()
+    source = Source(relay)
+    relay.log.warning("less of the server")
+    source.write(b"Traceback\n")
+    wait_for(lambda: caplog.messages)
+    assert caplog.messages == ["worker-pid=7 Traceback"]
+    assert caplog.records[0].name == "test.error.worker"
+    os.close(source.fd)
+    relay.finish(source.stream)
+    relay.stop()
+
+
 def test_our_own_lines_have_a_bound_too(relay: Relay, log: SlowLog, wait_for: WaitFor) -> None:
     log.flows.clear()
     for number in range(relay_module.MAX_OWN_PENDING + 500):

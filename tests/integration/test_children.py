@@ -119,6 +119,21 @@ def test_what_a_child_prints_is_in_the_log_line_by_line(serve: Serve) -> None:
     assert all(f"worker-pid={pid}" in line for line in lines)
 
 
+def test_what_a_child_prints_is_in_the_log_whatever_the_log_level(tmp_path: Path) -> None:
+    server = Server(
+        tmp_path, "--log-level", "critical", bind="unix:http", expected=["Traceback", "RuntimeError"]
+    )
+    try:
+        wait_until((tmp_path / "http").exists, "the socket")
+        assert server.get("/error").status == 500
+        server.wait_log("this page always fails")
+        assert "[INFO] worker-pid=" in server.log
+        assert "Booting worker" not in server.log
+        server.terminate()
+    finally:
+        server.kill_session()
+
+
 def test_a_child_cannot_forge_a_line_of_the_log(serve: Serve) -> None:
     server = serve()
     server.get("/print?text=x%1b%5b2J%0dy%00z%ff")
