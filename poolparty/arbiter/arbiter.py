@@ -30,6 +30,7 @@ from gunicorn.config import Config
 from gunicorn.errors import HaltServer
 from gunicorn.pidfile import Pidfile
 
+from poolparty import log_files
 from poolparty.arbiter.children import logfmt
 from poolparty.arbiter.pool_thread import PoolThread, Seat
 from poolparty.arbiter.relay import printable
@@ -362,6 +363,11 @@ class PoolArbiter(Arbiter):
         """Drain, as at SIGTERM; a second one, seen in `stop`, is quick."""
         raise StopIteration
 
+    def handle_usr1(self) -> None:
+        """Reopen the log files, here and in the HTTP workers."""
+        log_files.reopen(self.log)
+        self.kill_workers(signal.SIGUSR1)
+
     def handle_winch(self) -> None:
         """Drain the HTTP workers, as in an upgrade; gunicorn does so only when daemonised, to spare resized
         terminals."""
@@ -393,7 +399,7 @@ class PoolArbiter(Arbiter):
         self.pool.relay.hold()
         try:
             self.setup(self.app)
-            self.log.reopen_files()
+            log_files.reopen(self.log)
         finally:
             self.pool.relay.resume()
         for listener in self.LISTENERS:

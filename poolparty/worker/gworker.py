@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from gunicorn import sock as gunicorn_sock
 from gunicorn.workers.base import Worker
 
+from poolparty import log_files
 from poolparty.arbiter.arbiter import check_config
 from poolparty.arbiter.title import set_title
 from poolparty.settings import Options
@@ -86,7 +87,7 @@ class GWorker(Worker):
         add = self.loop.add_signal_handler
         add(signal.SIGTERM, self._on_term)
         add(signal.SIGQUIT, self._on_quit)
-        add(signal.SIGUSR1, self.log.reopen_files)
+        add(signal.SIGUSR1, log_files.reopen, self.log)
         signal.signal(signal.SIGABRT, self.handle_abort)
 
     def _on_term(self) -> None:
