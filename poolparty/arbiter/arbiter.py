@@ -14,6 +14,7 @@ calls `check_config` here, which has the hook `when_ready` turn the instance int
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import logging
 import os
@@ -378,6 +379,25 @@ class PoolArbiter(Arbiter):
         self.num_workers = 0
         self.manage_workers()
 
+    # --- upgrade -------------------------------------------------------------------------------------------
+
+    def reexec(self) -> None:
+        """Start a second arbiter. gunicorn tells it that systemd's sockets are descriptors 3 and on, where
+        they have not been since it took them over: they are put there."""
+        hook = self.cfg.settings["pre_exec"]
+        users = hook.get()
+
+        def pre_exec(server: Arbiter) -> None:
+            users(server)
+            if server.systemd:
+                _number_from_3([listener.fileno() for listener in server.LISTENERS])
+
+        hook.set(pre_exec)
+        try:
+            super().reexec()
+        finally:
+            hook.set(users)
+
     # --- reload --------------------------------------------------------------------------------------------
 
     def reload(self) -> None:
@@ -602,6 +622,15 @@ class _Restored:
     def __exit__(self, *exc: object) -> None:
         if self.undo is not None:
             self.undo()
+
+
+def _number_from_3(fds: list[int]) -> None:
+    """Have these descriptors be 3, 4 and so on across an exec; what else has these numbers is closed."""
+    copies = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, systemd.SD_LISTEN_FDS_START + len(fds)) for fd in fds]
+    for fd in fds:
+        os.set_inheritable(fd, False)
+    for number, fd in enumerate(copies, systemd.SD_LISTEN_FDS_START):
+        os.dup2(fd, number)
 
 
 class _OneAddress:
