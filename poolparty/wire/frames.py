@@ -344,8 +344,9 @@ class ResponseReader:
     _have: int = 0  # bytes in _parts
     _need: int = 0  # bytes from which on it is worth looking at them again
     _body_left: int = 0
-    _last: bytes = b"\xff"
-    _last_head: ResponseHead = field(default_factory=lambda: ResponseHead(0, []))
+    # The head that was read last, as bytes and decoded; before the first, the shortest there is.
+    _last: bytes = b"\0\xc8\x01\0"
+    _last_head: ResponseHead = field(default_factory=lambda: ResponseHead(200, []))
 
     @property
     def idle(self) -> bool:

@@ -328,6 +328,13 @@ def test_the_start_of_the_next_response_may_come_with_the_end_of_this_one(
     assert reader.idle
 
 
+@pytest.mark.parametrize("tag", [3, 127, 255])
+def test_the_first_thing_a_child_says_may_not_be_of_an_unknown_tag_either(tag: int) -> None:
+    """255 was what the reader compared the first head with, and so an answer with the status 0."""
+    with pytest.raises(FrameError, match="unknown tag"):
+        ResponseReader().feed(frame(bytes([tag, 1, 0])))
+
+
 def body_for_payload(size: int) -> bytes:
     """The body with which http_response() has a payload of exactly `size` bytes."""
     body = bytes(size)
