@@ -17,13 +17,14 @@ from typing import Any
 
 from poolparty.check.diagnosis import shown
 from poolparty.check.worker import Failed, Worker
-from poolparty.errors import PoolpartyError
+from poolparty.errors import FrameError, PoolpartyError
 from poolparty.wire.frames import (
     HEALTH_CHECK,
     HealthReply,
     HTTPRequest,
     HTTPResponse,
     Ready,
+    decode_response,
     encode_request,
 )
 
@@ -32,6 +33,7 @@ VECTORS = Path(__file__).resolve().parent.parent / "sdk" / "vectors.json"
 
 VERSION_1 = None
 FEATURES = "ready,health-reply"
+STREAMS = f"{FEATURES},stream"
 
 SOON = 1.0
 """Seconds in which a small application has said Ready; one that has not is given all the time there is."""
@@ -582,6 +584,56 @@ def streams_or_collects(bench: Bench) -> None:
     settled(worker)
 
 
+def streams_where_offered(bench: Bench) -> None:
+    ready = bench.ready(STREAMS)
+    if "stream" not in ready.features:
+        raise Skipped("its Ready does not name stream")
+    worker = bench.worker(STREAMS)
+    for _ in range(2):
+        worker.write(encode_request(_page("/stream")))
+        start = worker.payload("the ResponseStart")
+        if start.startswith(b"\0\x94\x03"):
+            raise Skipped("the echo application answers /stream by 404")
+        pieces = _pieces(worker, start)
+        if b"".join(pieces) != b"one\ntwo\nthree\n":
+            raise Failed(rf"/stream came as {pieces!r:.120} and should be 'one\ntwo\nthree\n'")
+        if len(pieces) == 1:
+            raise Failed("/stream came in one piece: send each piece when the handler gives it")
+        settled(worker, ready)
+    bench.ask(worker, "GET / behind a stream", FIRST_PAGE)
+    settled(worker, ready)
+
+
+def _pieces(worker: Worker, start: bytes) -> list[bytes]:
+    """The pieces of a streamed body, up to its end. Failed: a message is not what it has to be."""
+    if start[:1] != b"\3":
+        raise Failed(
+            f"its Ready named stream, but /stream was answered by a message of the kind {start[:1].hex()}: "
+            "a body in "
+            "pieces begins with a ResponseStart, 03"
+        )
+    # Both are a part of an HTTPResponse behind their tag: completed to one, they are read as one.
+    _completed("ResponseStart", b"\0" + start[1:] + b"\0")
+    pieces = []
+    while (payload := worker.payload("a ResponseChunk or the ResponseEnd"))[:1] == b"\4":
+        pieces.append(_completed("ResponseChunk", b"\0\xc8\1\0" + payload[1:]))
+    if payload != b"\5":
+        raise Failed(
+            f"behind a ResponseStart came {shown(payload)}: ResponseChunks, 04, follow it, and a "
+            "ResponseEnd, the byte 05 alone"
+        )
+    return pieces
+
+
+def _completed(name: str, payload: bytes) -> bytes:
+    try:
+        response = decode_response(payload)
+    except FrameError as error:
+        raise Failed(f"a {name} cannot be read: {error}") from None
+    assert isinstance(response, HTTPResponse)
+    return bytes(response.body)
+
+
 @dataclass(frozen=True, slots=True)
 class Check:
     """A promise in words, and what tries it."""
@@ -617,6 +669,7 @@ CHECKS = (
     Check("lives through an exception in the handler", lives_through_an_exception, echo=True),
     Check("prints to stdout line by line", prints_line_by_line, echo=True),
     Check("sends a body in pieces whole where `stream` is not offered", streams_or_collects, echo=True),
+    Check("sends each piece where `stream` is offered", streams_where_offered, echo=True),
     Check("lives through SIGINT", lives_through_an_interrupt, advice=True),
     Check("ends by SIGTERM", ends_by_sigterm, advice=True),
 )

@@ -148,11 +148,15 @@ class Worker:
         """Whether a message comes in that time."""
         return self._wait(self._has_frame, patience)
 
-    def message(self, awaited: str) -> Response:
-        """The next message. Failed: none came in time, or it is none; `awaited` names what was due."""
+    def payload(self, awaited: str) -> bytes:
+        """The next frame's payload. Failed: none came in time; `awaited` names what was due."""
         if not self._wait(self._has_frame):
             raise Failed(self._why_nothing(awaited))
-        return self._take_frame()
+        return self._take_payload()
+
+    def message(self, awaited: str) -> Response:
+        """The next message. Failed: none came in time, or it is none."""
+        return self._decoded(self.payload(awaited))
 
     def answer(self, awaited: str) -> HTTPResponse:
         """The next message, which has to be an HTTPResponse that HTTP can carry."""
@@ -190,7 +194,7 @@ class Worker:
         # A size in the wrong order of bytes would keep us waiting for hundreds of megabytes.
         return have >= 0 and (have >= size or (size > MAX_ANSWERS and have == _big_endian(self._answers[:4])))
 
-    def _take_frame(self) -> Response:
+    def _take_payload(self) -> bytes:
         size = int.from_bytes(self._answers[:4], "little")
         payload = bytes(self._answers[4 : 4 + size])
         fault = size_fault(self._answers)
@@ -199,6 +203,9 @@ class Worker:
         if fault:
             raise Failed(fault)
         del self._answers[: 4 + size]
+        return payload
+
+    def _decoded(self, payload: bytes) -> Response:
         try:
             message = decode_response(payload)
         except FrameError as error:

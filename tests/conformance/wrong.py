@@ -112,7 +112,7 @@ def handle(remote_address, uri, method, headers, body):
     if path == "print":
         print("printed")
     if path == "stream":
-        return 404, {}, b""
+        return 200, {}, b"one\ntwo\nthree\n"
     check = {name.lower(): value for name, value in headers.items()}.get("x-check", "")
     answer = {
         "Echo-Method": [method],
@@ -146,6 +146,16 @@ def answer(message):
         status, fields, content = 500, {}, b"internal server error\n"
         if MISTAKE == "tells the client":
             content = repr(error).encode()
+    if streams and uri.endswith("/stream") and MISTAKE != "announces streams, and answers whole":
+        write(b"\3" + uint(status) + uint(0))
+        for piece in content.splitlines(keepends=True):
+            if MISTAKE == "pieces without a length":
+                write(b"\4" + piece)
+            else:
+                write(b"\4" + string(piece))
+        if MISTAKE != "no ResponseEnd":
+            write(b"\5")
+        return
     out = b"" if MISTAKE == "no tag" else b"\0"
     out += uint(status) + uint(len(fields))
     for name, values in fields.items():
@@ -168,15 +178,17 @@ def answer(message):
 
 def say_ready():
     announced = ["health-reply"] if replies or MISTAKE == "announces what is not offered" else []
+    announced += ["stream"] if streams else []
     if MISTAKE == "announces nothing, and replies":
         announced = []
     write(b"\1" + uint(len(announced)) + b"".join(map(string, announced)))
 
 
 def main():
-    global replies
+    global replies, streams
     says_ready = "ready" in OFFERED or MISTAKE == "Ready without an offer"
     replies = says_ready and "health-reply" in OFFERED
+    streams = says_ready and "stream" in OFFERED
     if MISTAKE != "dies of SIGINT":
         signal.signal(signal.SIGINT, lambda *_: None)
     if MISTAKE != "buffered stdout":
@@ -207,7 +219,7 @@ def main():
         signal.pause()
 
 
-replies = False
+replies = streams = False
 if MISTAKE == "cannot start":
     import no_such_module  # noqa: F401
 main()
