@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-PATIENCE = 10.0  # seconds for whatever a server owes; reached only by a failing test
+PATIENCE = 30.0  # seconds for whatever a server owes; reached only by a failing test
 
 Address = tuple[str, int] | str
 """Host and port, or a Unix socket's path."""

@@ -251,7 +251,7 @@ def test_a_child_that_ignores_sigterm_is_killed_when_its_request_takes_too_long(
     [before] = server.wait_ready()
     began = time.monotonic()
     assert server.get(f"/stubborn?path={tmp_path / 'loops'}").status == 504
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 10
     assert (tmp_path / "loops").exists()
     assert server.get("/").status == 200
     wait_until(lambda: gone(before), "SIGKILL")

@@ -26,7 +26,8 @@ POOL = ("--min-pool-size", "4", "--max-pool-size", "4")
 def flawless(report: Report) -> None:
     assert report.count() == 0, report
     assert report.answers > 100 * SECONDS, report
-    assert report.latency(0.99) < 1.0, report
+    # Far from the time-outs, though on a machine that has much else to do it is no measurement.
+    assert report.latency(0.99) < 5.0, report
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -103,7 +104,7 @@ def test_spawning_and_removing_under_load_loses_nothing(serve: Serve) -> None:
         while time.monotonic() < end:
             command = chance.choice(["spawn-workers", "remove-workers"])
             assert server.ctl(f"{command} {chance.randint(1, 5)}") == ["OK"]
-            tick = time.monotonic() + 0.05
+            tick = time.monotonic() + 0.25
             wait_until(lambda tick=tick: time.monotonic() > tick)  # type: ignore[misc]
     flawless(load.report)
 
@@ -123,7 +124,6 @@ def test_a_reload_under_load_loses_nothing(serve: Serve) -> None:
                     and not server.pool()["restarting"]
                 ),
                 "the reload",
-                20,
             )
     assert load.report.count() == 0, load.report
 
@@ -139,7 +139,7 @@ def test_more_and_fewer_http_workers_under_load_lose_nothing(serve: Serve) -> No
             (signal.SIGTTOU, 1),
         ):
             server.signal(number)
-            wait_until(lambda count=count: len(server.http_workers()) == count, f"{count} HTTP workers", 20)  # type: ignore[misc]
+            wait_until(lambda count=count: len(server.http_workers()) == count, f"{count} HTTP workers")  # type: ignore[misc]
     assert load.report.count() == 0, load.report
 
 

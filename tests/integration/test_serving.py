@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from client import Client
+from client import PATIENCE, Client
 from server import Server, process_state, wait_until
 
 Serve = Callable[..., Server]
@@ -101,7 +101,11 @@ def test_a_restart_by_nc_prints_ok(serve: Serve) -> None:
     command = "restart-workers\nexit\n"
     if netcat:
         done = subprocess.run(
-            [netcat, "-U", str(server.ctl_socket)], input=command, capture_output=True, text=True, timeout=20
+            [netcat, "-U", str(server.ctl_socket)],
+            input=command,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
         )
         assert done.stdout == "OK\n"
     else:
@@ -114,10 +118,12 @@ def test_poolparty_ctl_talks_to_it(serve: Serve) -> None:
     server = serve()
     server.wait_ready()
     command = [sys.executable, "-m", "poolparty.ctl", "--ctl-socket", str(server.ctl_socket)]
-    stats = subprocess.run([*command, "stats"], capture_output=True, text=True, timeout=20)
+    stats = subprocess.run([*command, "stats"], capture_output=True, text=True, timeout=PATIENCE)
     assert re.match(r"workers=1\nworker-restarts=0\n", stats.stdout)
     assert stats.returncode == 0
-    wrong = subprocess.run([*command, "spawn-workers", "many"], capture_output=True, text=True, timeout=20)
+    wrong = subprocess.run(
+        [*command, "spawn-workers", "many"], capture_output=True, text=True, timeout=PATIENCE
+    )
     assert (wrong.returncode, wrong.stdout) == (1, "")
     assert "many" in wrong.stderr
 
