@@ -158,6 +158,13 @@ def test_the_end_of_the_pipe_is_a_quiet_end(worker: Any) -> None:
     assert worker.says_nothing_more()
 
 
+def test_a_pipe_that_has_ended_before_the_program_was_there(start: Any) -> None:
+    worker = start()
+    worker.process.stdin.close()
+    worker.process.stdin = None  # communicate() would flush it
+    assert worker.leave() == (0, "")
+
+
 def test_the_end_of_the_pipe_in_the_middle_of_a_request(worker: Any, frame_of: Any) -> None:
     worker.send(frame_of("http://h/text")[:-3])
     assert worker.leave() == (0, "")

@@ -310,7 +310,8 @@ function takePipe() {
   let source;
   try {
     fs.fstatSync(ANSWERS);
-    source = fs.openSync("/dev/fd/0", "r");
+    // Without O_NONBLOCK it would wait for a writer, if the server has closed its end already.
+    source = fs.openSync("/dev/fd/0", fs.constants.O_RDONLY | fs.constants.O_NONBLOCK);
   } catch (error) {
     source = undefined;
   }

@@ -397,13 +397,14 @@ proc poolparty::TakePipes {} {
     variable answers
     if {[catch {
         set answers [open /dev/fd/3 wb]
-        set requests [open /dev/fd/0 rb]
+        # It would wait for a writer, if the server has closed its end already.
+        set requests [open /dev/fd/0 {RDONLY NONBLOCK BINARY}]
     } reason]} {
         error "poolparty::serve: unable to open the server's pipes ($reason): this program is started by the server,\
             poolparty -- tclsh app.tcl"
     }
     chan configure $answers -buffering full -buffersize 65536
-    chan configure $requests -buffersize 65536
+    chan configure $requests -blocking 1 -buffersize 65536
     close stdin
     open /dev/null r ;# the first channel that is opened now is the new stdin
     return $requests
