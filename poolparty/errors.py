@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 # What an HTTP worker may blame on the request itself; any other status is a mistake of ours.
-REQUEST_STATUSES = frozenset({400, 408, 413, 414, 417, 431, 501, 505})
+REQUEST_STATUSES = frozenset({400, 408, 413, 414, 417, 421, 431, 501, 505})
 
 
 class PoolpartyError(Exception):

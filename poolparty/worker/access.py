@@ -50,7 +50,7 @@ class AccessLog:
     ) -> None:
         """Write one line. `sent` is in bytes, the head included; request is None for one that could not be
         read."""
-        remote = connection.address
+        remote = connection.address if request is None else decode_address(request.remote)
         environ = {
             "REMOTE_ADDR": remote.rpartition(":")[0].strip("[]") or "-",
             "REQUEST_METHOD": "-",
@@ -98,6 +98,11 @@ def _safe_credentials(field: str) -> str:
     except (binascii.Error, ValueError):
         return scheme
     return f"{scheme} {base64.b64encode(_escape(user).encode()).decode()}"
+
+
+def decode_address(remote: bytes) -> str:
+    """The text of a BARE string that is shorter than 128 bytes, as every address is."""
+    return remote[1:].decode()
 
 
 def _escape(value: bytes) -> str:

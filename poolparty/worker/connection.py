@@ -1,6 +1,7 @@
 """One client's connection: HTTP/1.1 in, requests to the dispatcher, answers back in their order.
 
 llhttp (httptools) parses, strictly; what it lets through and HTTP does not is checked here and in request.py.
+It is given one request at a time, behind a request line that was read here, so that each begins where we say.
 A request is held until its last byte is in, so a slow client never holds a child. One request at a time is
 with the dispatcher; pipelined ones wait here, a few, and then the transport stops reading. An error ends the
 connection, after the answers that come before it, and what stands behind the fault is never parsed.
@@ -28,12 +29,15 @@ from poolparty.wire.bare import UINT, encode_string, encode_uint
 from poolparty.wire.frames import ResponseHead, encode_headers
 from poolparty.worker.access import quoted
 from poolparty.worker.request import (
-    METHODS,
+    FORBIDDEN_TRAILERS,
     PLAIN_TARGET,
+    REQUEST_LINE,
     SMALL_BODY,
     Request,
     build_request,
     finish_request,
+    line_fault,
+    may_become_request_line,
     not_normal,
 )
 from poolparty.worker.response import CLOSE, KEEP_ALIVE, Rendered, head_end, own_response, render
@@ -67,6 +71,15 @@ WATCHED_SIZE = 32 * 1024
 """Bytes of a response from which on we look whether its client takes it: socket buffers hold the smaller
 ones."""
 
+CHUNKED = -1
+"""In place of how many bytes of a body are to come."""
+
+FORWARDED_FOR = encode_string(b"X-Forwarded-For")
+
+MAX_LINE_REST = 1024
+"""Bytes of an unfinished head that belong to no field yet, or to spaces around values: method, version, line
+ends."""
+
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 NEVER = float("inf")
 
@@ -74,9 +87,6 @@ MAX_REMEMBERED = 8 * 1024
 """Bytes of a request's head that a connection keeps to recognise the next one by."""
 
 _PLAIN_LINE = re.compile(rb"(GET|HEAD) (/[%s]*) HTTP/1\.1\r\n" % re.escape(PLAIN_TARGET)).match
-_request_methods = re.compile(
-    rb"(?:^|\n)([!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}) [^ \r\n]+ HTTP/1\.[01]\r\n"
-).findall
 
 SENTENCES = {
     502: "bad gateway: the worker that ran the request failed",
@@ -114,17 +124,19 @@ class Connection(asyncio.Protocol):
         "_block_headers",
         "_block_origin",
         "_block_start",
-        "_body_left",
         "_completed",
         "_direct",
         "_error",
         "_fields",
-        "_head_size",
         "_in_body",
         "_last",
         "_lease",
+        "_left",
+        "_line",
         "_lingered",
+        "_method",
         "_parser",
+        "_past_parser",
         "_paused_reading",
         "_paused_writing",
         "_pending",
@@ -132,9 +144,13 @@ class Connection(asyncio.Protocol):
         "_refused_head",
         "_request",
         "_reused",
+        "_rules",
         "_sent",
         "_started_response",
-        "_url",
+        "_tail",
+        "_target",
+        "_unread",
+        "_version",
         "address",
         "current",
         "deadline",
@@ -156,13 +172,17 @@ class Connection(asyncio.Protocol):
         self.scheme = server.scheme
         self.trusted = False
         self._parser = httptools.HttpRequestParser(self)
-        self._url = b""
+        self._line = b""  # the start of a request line that is not here whole
+        self._method = self._target = b""
+        self._version = ""
         self._fields: list[tuple[bytes, bytes]] = []
-        self._head_size = 0
-        self._received = 0  # bytes that came after the read in which the unfinished request began
+        self._received = 0  # bytes of the request that is being read
         self._begun = False  # some of a request has come, and not all of it
         self._in_body = False
-        self._body_left = 0  # bytes of a large body that are still to come
+        self._left = 0  # bytes of its body to come, CHUNKED if only its chunks tell
+        self._past_parser = False  # its body is a large one
+        self._tail = b""  # its last three bytes: an empty line may be split between two reads
+        self._unread = b""  # what came behind as many requests as may wait
         self._request: tuple[Request, dict[bytes, bytes], bytes] | None = None  # its body is arriving
         self._pending: deque[Request] | None = None
         self._error: RequestError | None = None  # to be answered once what came before it is
@@ -191,6 +211,7 @@ class Connection(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)
         self.address, self.trusted = self.server.peer(self.transport)
         self.remote = encode_string(self.address.encode())
+        self._rules = self.server.trusted_rules if self.trusted else self.server.rules
         if self.scheme == b"http":
             peer = transport.get_extra_info("socket")
             self._direct = peer.fileno() if peer is not None else None
@@ -253,10 +274,17 @@ class Connection(asyncio.Protocol):
             self.transport.pause_reading()
 
     def _resume_reading(self) -> None:
-        wanted = not self._paused_writing and (not self._pending or len(self._pending) < MAX_PIPELINED // 2)
-        if self._paused_reading and wanted and not self.transport.is_closing():
+        if self._paused_reading and self._may_read() and not self.transport.is_closing():
+            if self._unread:
+                data, self._unread = self._unread, b""
+                self._read(data)
+                if not self._may_read() or self._unread or self.transport.is_closing():
+                    return
             self._paused_reading = False
             self.transport.resume_reading()
+
+    def _may_read(self) -> bool:
+        return not self._paused_writing and (not self._pending or len(self._pending) < MAX_PIPELINED // 2)
 
     def data_received(self, data: bytes) -> None:
         if self._last:
@@ -265,56 +293,124 @@ class Connection(asyncio.Protocol):
         if (
             self._block
             and not self._begun
+            and not self._line
             and self.current is None
             and not self._pending
             and self._repeats(data)
         ):
             return
-        if self._body_left:
-            data = self._take_body(data)
-            if not data:
-                return
-        # What has come of this head at most: a head that begins inside this data is smaller.
-        self._head_size = self._head_size + len(data) if self._begun else len(data)
-        self._completed = None
-        alone = not self._begun
-        while True:
-            try:
-                self._parser.feed_data(data)
-            except httptools.HttpParserUpgrade as upgrade:
-                # A request that asked for another protocol is answered in this one: go on behind it.
-                data = data[upgrade.args[0] :]
-                self._parser = httptools.HttpRequestParser(self)
-                self._completed = None
-                if data and not self._last:
-                    continue
-            except httptools.HttpParserError as error:
-                if self._last:
-                    self._throw_away(1)  # behind a request that said it was the last
-                else:
-                    self._refuse(self._fault(error, data))
-                return
-            break
-        if self._begun:
-            self._still_reading(len(data))
-        elif alone and self._completed is not None:
-            self._remember(data)
+        if self._unread:
+            self._unread += data  # it was on its way when reading was paused
+        else:
+            self._read(data)
 
-    def _take_body(self, data: bytes) -> bytes:
-        """Take what belongs to a large body past the parser, which would copy it. Returns what stands behind
-        it.
+    def _read(self, data: bytes) -> None:
+        """Take in what has come, one request after the other, up to as many as may wait.
+
+        The parser is given each request apart, up to where its empty line, its length or its last chunk says
+        that it ends, so that the next request line is seen here before the parser sees it.
+        """
+        at = 0
+        if self._line:
+            data = self._line + data
+            self._line = b""
+            self._begun = False
+        size = len(data)
+        while at < size and not self._last:
+            if not self._begun:
+                if self._pending and len(self._pending) >= MAX_PIPELINED:
+                    self._unread = data[at:]
+                    self._pause_reading()
+                    return
+                line = REQUEST_LINE(data, at)
+                if line is None:
+                    self._read_line(data[at:])
+                    return
+                start = line.start(1)
+                if line.end() - 2 - start > self.server.limit_request_line:
+                    self._refuse(RequestError(414, "the request line is too long"))
+                    return
+                self._method, self._target, minor = line.groups()
+                self._version = "1.1" if minor == b"1" else "1.0"
+                self._begun = True
+                self._received = 0
+                end = data.find(b"\r\n\r\n", line.end() - 2)
+                end = size if end < 0 else end + 4
+                whole = end == size and not at
+                at = start
+            else:
+                whole = False
+                end = self._next_end(data, at)
+            self._received += end - at
+            self._completed = None
+            if self._in_body and self._past_parser:
+                self._take_body(data[at:end])
+            elif not self._feed(data if not at and end == size else memoryview(data)[at:end]):
+                return
+            if self._begun:
+                piece = data[max(at, end - 3) : end]
+                self._tail = piece if len(piece) == 3 else (self._tail + piece)[-3:]
+            elif whole and self._completed is not None:
+                self._remember(data)
+            at = end
+        if at < size:
+            self._throw_away(size - at)  # behind a request that said it was the last
+        elif self._begun:
+            self._still_reading()
+
+    def _next_end(self, data: bytes, at: int) -> int:
+        """Where the request that is being read may end at the earliest: within `data`, or that's end."""
+        if self._in_body and self._left != CHUNKED:
+            end = at + self._left
+            self._left -= min(self._left, len(data) - at)
+            return min(end, len(data))
+        tail = self._tail
+        split = (tail + data[at : at + 3]).find(b"\r\n\r\n")
+        if split >= 0:
+            return at + split + 4 - len(tail)
+        whole = data.find(b"\r\n\r\n", at)
+        return len(data) if whole < 0 else whole + 4
+
+    def _read_line(self, data: bytes) -> None:
+        """Keep the start of a request line; refuse what cannot become one, or has its end and is none."""
+        line = data
+        while line.startswith(b"\r\n"):
+            line = line[2:]
+        if b"\n" in line:
+            self._refuse(line_fault(line[: line.index(b"\n") + 1]))
+        elif len(line) > self.server.limit_request_line + 1:
+            self._refuse(RequestError(414, "the request line is too long"))
+        elif not may_become_request_line(line):
+            self._refuse(RequestError(400, "the request line is malformed"))
+        else:
+            self._line = line
+            if line and line != b"\r":
+                self._begun = True
+                self._received = len(line)
+                self._method = b""
+                self._still_reading()
+
+    def _take_body(self, data: bytes) -> None:
+        """Take some of a large body past the parser, which would copy it.
 
         The parser is left where the body begins, and is replaced once the body is complete.
         """
-        rest = data[self._body_left :]
-        self.on_body(data[: self._body_left] if rest else data)
-        if not self._body_left:
+        self.on_body(data)
+        if not self._left:
             self._parser = httptools.HttpRequestParser(self)
             self.on_message_complete()
-        if rest and self._last:
-            self._throw_away(len(rest))
-            return b""
-        return rest
+
+    def _feed(self, data: bytes | memoryview) -> bool:
+        """Give the parser the next piece of one request. False: it was refused."""
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            # A request that asked for another protocol is answered in this one: go on behind it.
+            self._parser = httptools.HttpRequestParser(self)
+        except httptools.HttpParserError as error:
+            self._refuse(self._fault(error))
+            return False
+        return True
 
     def _remember(self, data: bytes) -> None:
         """Keep the fields of a request that came alone: most clients send the same ones with the next target.
@@ -330,8 +426,6 @@ class Connection(asyncio.Protocol):
             line is None
             or not self._reused
             or len(data) > MAX_REMEMBERED
-            or not data.endswith(b"\r\n\r\n")
-            or data.find(b"\r\n\r\n") != len(data) - 4
             or not request.keep_alive
             or request.expects_continue
             or not_normal(request.target)
@@ -340,7 +434,7 @@ class Connection(asyncio.Protocol):
             self._block = b""
             return
         self._block = data[line.end() :]
-        self._block_start = b"\0" + self.remote
+        self._block_start = b"\0" + request.remote
         self._block_origin = uri[: -len(request.target)]
         self._block_headers = encode_headers(headers) + b"\0"
         self._block_fields = request.fields
@@ -377,6 +471,7 @@ class Connection(asyncio.Protocol):
             )
         )
         request = Request(self, head, method, target, "1.1", self._block_fields, True)
+        request.remote = start[1:]
         request.accepted = monotonic()
         server.words[server.base + _REQUESTS] += 1
         self._submit(request)
@@ -384,18 +479,12 @@ class Connection(asyncio.Protocol):
 
     # --- the parser's side ---------------------------------------------------------------------------------
 
-    def on_message_begin(self) -> None:
-        self._begun = True
-        self._received = -1
-
-    def on_url(self, url: bytes) -> None:
-        self._url = self._url + url if self._url else url
-        if len(self._url) > self.server.limit_request_line:
-            raise RequestError(414, "the request line is too long")
-
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_body:
-            return  # a trailer
+            # A trailer is read and dropped, unless another server might obey it.
+            if name.lower() in FORBIDDEN_TRAILERS:
+                raise RequestError(400, "a trailer may not hold this field")
+            return
         self._fields.append((name, value))
 
     def on_headers_complete(self) -> None:
@@ -403,35 +492,26 @@ class Connection(asyncio.Protocol):
         fields = self._fields
         if len(fields) > server.limit_request_fields:
             raise RequestError(431, "the request has too many header fields")
-        if self._head_size > server.limit_request_field_size:
+        if self._received > server.limit_request_field_size:
             limit = server.limit_request_field_size
             if any(len(name) + len(value) + 2 > limit for name, value in fields):
                 raise RequestError(431, "a header field of the request is too large")
         parser = self._parser
-        method = parser.get_method()
-        url = self._url
-        version = parser.get_http_version()
         keep_alive = parser.should_keep_alive()
-        if server.draining or not server.keepalive:
-            if self._last:
-                raise RequestError(400, "the request stands behind the last one")
-            if keep_alive:
-                keep_alive = False
-                self._lingered += 1
-        if len(method) + len(url) + 10 > server.limit_request_line:
-            raise RequestError(414, "the request line is too long")
+        if keep_alive and (server.draining or not server.keepalive):
+            keep_alive = False
+            self._lingered += 1
         built = build_request(
             self,
-            server.rules,
-            method,
-            url,
-            version,
+            self._rules,
+            self._method,
+            self._target,
+            self._version,
             fields,
             keep_alive,
         )
         self._request = built
         self._in_body = True
-        self._url = b""
         self._fields = []
         length = 0
         chunked = False
@@ -442,10 +522,10 @@ class Connection(asyncio.Protocol):
                 chunked = True
         if parser.should_upgrade() and (length or chunked):
             raise RequestError(400, "a request that asks for an upgrade may have no body here")
+        self._left = CHUNKED if chunked else length
+        self._past_parser = not chunked and length > LARGE_BODY
         if length > server.max_body:
             raise RequestError(413, f"the body is larger than {server.max_body} bytes")
-        if length > LARGE_BODY:
-            self._body_left = length
         if (length or chunked) and built[0].expects_continue and self.current is None and not self._pending:
             # Behind another request it waits: its client sends the body anyhow after a while (RFC 9110,
             # 10.1.1).
@@ -456,8 +536,6 @@ class Connection(asyncio.Protocol):
             return
         request = self._request[0]
         request.body_size += len(body)
-        if self._body_left:
-            self._body_left -= len(body)
         if request.body_size > self.server.max_body:
             raise RequestError(413, f"the body is larger than {self.server.max_body} bytes")
         parts = request.body
@@ -478,7 +556,11 @@ class Connection(asyncio.Protocol):
         self._request = None
         self._begun = self._in_body = False
         server = self.server
-        finish_request(request, headers, uri, self.remote)
+        remote = self.remote
+        if self.trusted and FORWARDED_FOR in headers:
+            remote = server.proxies.client(headers[FORWARDED_FOR]) or remote
+        request.remote = remote
+        finish_request(request, headers, uri, remote)
         self._completed = None if request.body_size or self._pending else (request, headers, uri)
         request.accepted = monotonic()
         server.count(_REQUESTS)
@@ -495,7 +577,7 @@ class Connection(asyncio.Protocol):
         if len(self._pending) >= MAX_PIPELINED:
             self._pause_reading()
 
-    def _fault(self, error: httptools.HttpParserError, data: bytes) -> RequestError:
+    def _fault(self, error: httptools.HttpParserError) -> RequestError:
         """What to answer to what the parser, or one of our callbacks in it, refused."""
         cause = error.__context__
         if isinstance(error, httptools.HttpParserCallbackError):
@@ -503,30 +585,27 @@ class Connection(asyncio.Protocol):
                 return cause
             self.server.log.error("the HTTP parser's callback failed", exc_info=cause)
             return RequestError(400, "the request cannot be read")
-        # Where in the data it is cannot be seen; meant is a well-formed request line with a method that we do
-        # not know.
-        unknown = not METHODS.keys() >= set(_request_methods(data))
-        if isinstance(error, httptools.HttpParserInvalidMethodError) and unknown:
-            return RequestError(501, "the method is not served here")
-        if str(error) == "Invalid HTTP version":
-            return RequestError(505, "this version of HTTP is not served here: speak HTTP/1.1")
-        if "ransfer-" in str(error) and "Content-Length" not in str(error):
+        if "ransfer-" in str(error) and "Content-Length" not in str(error) and not self._in_body:
             return RequestError(501, "the only transfer coding served here is chunked, once")
         return RequestError(400, f"the request is malformed: {error}")
 
-    def _still_reading(self, size: int) -> None:
-        """Data came and the request it belongs to is not complete: see that it comes to an end.
-
-        The last `size` bytes count from the second read on: where in the first one it began is not known.
-        """
+    def _still_reading(self) -> None:
+        """A request is here in part: see that it comes to an end."""
         server = self.server
-        self._received = 0 if self._received < 0 else self._received + size
-        if self._received > server.head_limit:
-            if self._request is None:
-                self._refuse(RequestError(431, "the request's head is too large"))
-                return
-            if self._received - server.head_limit > CHUNK_OVERHEAD * self._request[0].body_size:
+        if self._request is not None:
+            body = self._request[0].body_size
+            if self._received - body > server.head_limit + CHUNK_OVERHEAD * body:
                 self._refuse(RequestError(400, "the request's chunks carry too much besides their data"))
+                return
+        elif self._received > server.limit_request_line + server.limit_request_field_size:
+            # Not only when the head is complete: until then it is held in memory.
+            fields = self._fields
+            last = self._received - len(self._target) - sum(len(n) + len(v) + 4 for n, v in fields)
+            if len(fields) > server.limit_request_fields:
+                self._refuse(RequestError(431, "the request has too many header fields"))
+                return
+            if last > server.limit_request_field_size + MAX_LINE_REST:
+                self._refuse(RequestError(431, "a header field of the request is too large"))
                 return
         if self.phase is Phase.IDLE:
             self.phase = Phase.READING
@@ -547,13 +626,9 @@ class Connection(asyncio.Protocol):
     def _refuse(self, error: RequestError) -> None:
         """Answer an error once what came before it is answered, read nothing more, and close."""
         self._last = True
-        self._body_left = 0
         self._error = error
-        if self._request is not None:
-            self._refused_head = self._request[0].is_head
-            self._request = None
-        else:
-            self._refused_head = bool(self._url) and self._parser.get_method() == b"HEAD"
+        self._refused_head = self._begun and self._method == b"HEAD"
+        self._request = None
         if self.current is None and not self._pending:
             self._answer_error()
 

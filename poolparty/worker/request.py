@@ -40,6 +40,7 @@ class Special(enum.IntEnum):
     EXPECT = 4
     SCHEME = 5  # one of gunicorn's secure_scheme_headers
     CONTENT_LENGTH = 6
+    CONTENT_TYPE = 7
 
 
 class Request:
@@ -60,6 +61,7 @@ class Request:
         "is_head",
         "keep_alive",
         "method",
+        "remote",
         "retried",
         "retryable",
         "started",
@@ -68,6 +70,7 @@ class Request:
     )
 
     connection: Connection | None
+    remote: bytes  # `host:port` as a BARE string: the peer, or behind a trusted proxy its client
     body: list[bytes | bytearray]
     accepted: float  # seconds, time.monotonic(): when it had arrived whole
     started: float
@@ -140,6 +143,7 @@ _SPECIAL = {
     b"transfer-encoding": Special.TRANSFER_ENCODING,
     b"expect": Special.EXPECT,
     b"content-length": Special.CONTENT_LENGTH,
+    b"content-type": Special.CONTENT_TYPE,
 }
 
 
@@ -196,6 +200,9 @@ def build_request(
                 if value.lower() != b"100-continue":
                     raise RequestError(417, "the only expectation met here is 100-continue")
                 expects_continue = version == "1.1"
+            elif special is Special.CONTENT_TYPE:
+                if encoded in headers:
+                    raise RequestError(400, "the Content-Type field is repeated")
             elif special is Special.SCHEME and connection.trusted:
                 says = b"https" if value.lower() == rules.scheme_values[name.lower()] else b"http"
                 if forwarded is not None and forwarded != says:
@@ -207,14 +214,14 @@ def build_request(
             headers[encoded] += b", " + value
         else:
             headers[encoded] = value
-    if host is None:
-        if version == "1.1":
-            raise RequestError(400, "the Host field is missing")
-        host = b""
+    if host is None and version == "1.1":
+        raise RequestError(400, "the Host field is missing")
     if target[:1] == b"/" and not target.translate(None, PLAIN_TARGET) and not not_normal(target):
-        uri = scheme + b"://" + host + target
+        uri = b"".join((scheme, b"://", host or b"", target))
     else:
-        uri = absolute_uri(scheme, host, target, method)
+        if target[:1] != b"/":
+            check_absolute(scheme, host, target, connection.trusted)
+        uri = absolute_uri(scheme, host or b"", target, method)
     request = Request(connection, b"", method, target, version, fields, keep_alive)
     request.expects_continue = expects_continue
     return request, headers, uri
@@ -240,6 +247,58 @@ METHODS = {
     for method in (b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"PATCH", b"OPTIONS")
 }
 
+# --- the request line --------------------------------------------------------------------------------------
+
+KNOWN_METHODS = (
+    b"GET HEAD POST PUT DELETE PATCH OPTIONS TRACE CONNECT COPY LOCK MKCOL MOVE PROPFIND PROPPATCH SEARCH "
+    b"UNLOCK BIND REBIND UNBIND ACL REPORT MKACTIVITY CHECKOUT MERGE M-SEARCH NOTIFY SUBSCRIBE UNSUBSCRIBE "
+    b"PURGE MKCALENDAR LINK UNLINK SOURCE QUERY"
+).split()
+"""The methods that the parser takes: any other is answered 501, as CONNECT is."""
+
+_TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
+REQUEST_LINE = re.compile(
+    rb"(?:\r\n)*(%s) ([!-~\x80-\xff]+) HTTP/1\.([01])\r\n" % b"|".join(map(re.escape, KNOWN_METHODS))
+).match
+"""A whole request line: method, target, minor version (RFC 9112, 3), behind empty lines at most (2.2).
+
+Stricter than the parser, which takes several spaces, lines that end in CR or LF alone before it, RTSP and
+ICE."""
+
+may_become_request_line = re.compile(
+    rb"%s*(?: (?:[!-~\x80-\xff]+(?: [!-~]{0,16})?\r?)?)?|\r" % _TOKEN
+).fullmatch
+"""Whether this can be the start of a request line, so that a client that speaks something else is told at
+once."""
+
+_line_parts = re.compile(rb"%s+ [!-~\x80-\xff]+(?: HTTP/([0-9])\.([0-9]))?\r\n" % _TOKEN).fullmatch
+
+
+def line_fault(line: bytes) -> RequestError:
+    """What to answer to a line, its end included, that is no REQUEST_LINE."""
+    parts = _line_parts(line)
+    if parts is None:
+        return RequestError(400, "the request line is malformed")
+    major, minor = parts.groups()
+    if major is None:
+        if line.startswith(b"GET /"):
+            return RequestError(505, "HTTP/0.9 is not served here: speak HTTP/1.1")
+        return RequestError(400, "the request line is malformed")
+    if major != b"1" or minor not in b"01":
+        version = f"{major.decode()}.{minor.decode()}"
+        return RequestError(505, f"HTTP/{version} is not served here: speak HTTP/1.1")
+    return RequestError(501, "the method is not served here")
+
+
+FORBIDDEN_TRAILERS = frozenset(
+    (
+        *(b"content-length", b"transfer-encoding", b"trailer", b"te", b"host", b"authorization"),
+        *(b"connection", b"keep-alive", b"upgrade"),
+    )
+)
+"""Fields that a trailer may not hold (RFC 9110, 6.5.1): a server that merged them with the head would read
+another request."""
+
 # --- the target --------------------------------------------------------------------------------------------
 
 _SPACE = (b" ", b"\t")
@@ -250,9 +309,28 @@ PLAIN_TARGET = _PATH + b"?"
 not_normal = re.compile(rb"//|/\.|\?\Z").search
 _ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^#]*)")
 _HOST = re.compile(
-    rb"(?:[A-Za-z0-9._~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+(?:%25[A-Za-z0-9._~-]+)?\])(?::[0-9]{0,5})?"
+    rb"(?:(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*|"
+    rb"\[[0-9A-Fa-f:.]+(?:%25[A-Za-z0-9._~-]+)?\])(?::([0-9]{0,5}))?"
 )
+_DEFAULT_PORTS = {b"http": b":80", b"https": b":443"}
 _hosts: dict[bytes, bytes] = {}
+
+
+def check_absolute(scheme: bytes, host: bytes | None, target: bytes, trusted: bool) -> None:
+    """What an absolute target says has to be true. RequestError: 400, 421.
+
+    host: None if there is no Host field. If there is one it names the same host (RFC 9112, 3.2.2), so that
+    nobody goes by the one where others go by the other. And https needs a connection that can vouch for it
+    (RFC 9110, 7.4): with TLS, or a `trusted` proxy's.
+    """
+    match = _ABSOLUTE.match(target)
+    if match is None or (port := _DEFAULT_PORTS.get(match[1].lower())) is None:
+        return  # absolute_uri says what is wrong with it
+    own = check_host(match[2])
+    if host is not None and host.removesuffix(port).rstrip(b":") != own.removesuffix(port).rstrip(b":"):
+        raise RequestError(400, "the target and the Host field name different hosts")
+    if match[1].lower() == b"https" and scheme != b"https" and not trusted:
+        raise RequestError(421, "an https uri is not served on a connection without TLS")
 
 
 def absolute_uri(scheme: bytes, host: bytes, target: bytes, method: bytes) -> bytes:
@@ -260,7 +338,7 @@ def absolute_uri(scheme: bytes, host: bytes, target: bytes, method: bytes) -> by
 
     The path is percent-decoded, `//`, `/./` and `/../` are resolved, and it is encoded again; a query stays
     as it is; a fragment goes, and so does a `?` with nothing behind it. An absolute target brings its own
-    host (RFC 9112, 3.2.2).
+    host (RFC 9112, 3.2.2). The scheme is `scheme` all the same: nobody turns http into https by saying so.
     """
     if target[:1] == b"/":
         rest = target
@@ -270,9 +348,9 @@ def absolute_uri(scheme: bytes, host: bytes, target: bytes, method: bytes) -> by
         rest = b"/*"
     else:
         match = _ABSOLUTE.fullmatch(target.partition(b"#")[0])
-        if match is None or match[1].lower() not in (b"http", b"https"):
+        if match is None or match[1].lower() not in _DEFAULT_PORTS:
             raise RequestError(400, "the target is neither a path nor an http uri")
-        scheme, host, rest = match[1].lower(), check_host(match[2]), match[3]
+        host, rest = check_host(match[2]), match[3]
         if not host:
             raise RequestError(400, "the target names no host")
     path, _, query = rest.partition(b"#")[0].partition(b"?")
@@ -297,7 +375,8 @@ def normal_path(path: bytes) -> bytes:
 
 def check_host(host: bytes) -> bytes:
     """A Host field's value in lower case. RequestError: 400, it is no host and port."""
-    if not _HOST.fullmatch(host):
+    match = _HOST.fullmatch(host)
+    if match is None or int(match[1] or 0) > 65535:
         raise RequestError(400, "the Host field is no host")
     lower = host.lower()
     if len(_hosts) < MAX_CACHED and len(host) <= MAX_CACHED_SIZE:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import os
 import signal
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from poolparty.stats.scoreboard import COUNTER_INDEX, SeatWord
 from poolparty.worker.access import AccessLog
 from poolparty.worker.connection import Connection, Phase
 from poolparty.worker.dispatcher import Dispatcher
+from poolparty.worker.forwarded import NO_PEER, Proxies, host_and_port
 from poolparty.worker.request import FieldRules
 from poolparty.worker.response import CLOSE, own_response
 
@@ -64,7 +64,9 @@ class Server:
         self.log = log
         self.loop = loop
         self.scheme = b"https" if cfg.is_ssl else b"http"
-        self.rules = FieldRules(cfg.header_map, cfg.forwarder_headers, cfg.secure_scheme_headers)
+        # Only a trusted proxy may set a field of forwarder_headers or tell the scheme.
+        self.rules = FieldRules(cfg.header_map, (), {})
+        self.trusted_rules = FieldRules(cfg.header_map, cfg.forwarder_headers, cfg.secure_scheme_headers)
         self.limit_request_line = _bounded(cfg.limit_request_line, MAX_REQUEST_LINE)
         self.limit_request_fields = _bounded(cfg.limit_request_fields, MAX_REQUEST_FIELDS)
         self.limit_request_field_size = _bounded(cfg.limit_request_field_size, MAX_REQUEST_FIELD_SIZE)
@@ -105,8 +107,7 @@ class Server:
         self._next_sweep = 0.0
         self._scoreboard = seat.scoreboard
         self._on_orphaned = on_orphaned
-        self._trust_all = "*" in cfg.forwarded_allow_ips
-        self._trusted_networks = [ipaddress.ip_network(ip) for ip in cfg.forwarded_allow_ips if ip != "*"]
+        self.proxies = Proxies(cfg.forwarded_allow_ips)
         self._make_date()
 
     def announce(self) -> None:
@@ -130,13 +131,9 @@ class Server:
         trusted proxy."""
         name = transport.get_extra_info("peername")
         if not isinstance(name, tuple):
-            return "@", True
+            return NO_PEER, True
         host, port = name[:2]
-        trusted = self._trust_all
-        if not trusted and self._trusted_networks:
-            address = ipaddress.ip_address(host.partition("%")[0])
-            trusted = any(address in network for network in self._trusted_networks)
-        return (f"[{host}]:{port}" if ":" in host else f"{host}:{port}"), trusted
+        return host_and_port(host, port), self.proxies.trusts(host)
 
     def opened(self, connection: Connection) -> None:
         """A connection was accepted: make room for it if there are too many."""

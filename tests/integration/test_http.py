@@ -58,9 +58,11 @@ def test_a_path_is_normalised_as_the_original_does_it(client: Client) -> None:
     assert found["uri"] == "http://test.example/echo?x=1&y=%41"
 
 
-def test_an_absolute_target_wins_over_host(client: Client) -> None:
-    found = client.ask("GET", "http://other.example/echo").json
+def test_an_absolute_target_is_taken_and_has_to_agree_with_host(client: Client) -> None:
+    fields = {"Host": "other.example"}
+    found = client.ask("GET", "http://other.example/echo", None, fields).json
     assert found["uri"] == "http://other.example/echo"
+    assert client.ask("GET", "http://another.example/echo", None, fields).status == 400
 
 
 def test_repeated_fields_are_joined_and_none_is_dropped(client: Client) -> None:

@@ -167,15 +167,57 @@ def test_a_byte_that_is_no_utf8_is_encoded_like_any_other() -> None:
     [
         (b"http://other.example/p", b"http://other.example/p"),
         (b"http://Other.Example:81/p/../q?x", b"http://other.example:81/q?x"),
-        (b"https://o.example/p", b"https://o.example/p"),
         (b"HTTP://o.example/x", b"http://o.example/x"),
         (b"http://o.example", b"http://o.example/"),
         (b"http://o.example?x", b"http://o.example/?x"),
         (b"http://o.example//a", b"http://o.example/a"),
     ],
 )
-def test_an_absolute_target_wins_over_the_host_field(target: bytes, uri: bytes) -> None:
-    assert build(target)[2] == uri
+def test_an_absolute_target_brings_its_own_host(target: bytes, uri: bytes) -> None:
+    assert build(target, [], version="1.0")[2] == uri
+    host = uri.split(b"/")[2]
+    assert build(target, [(b"Host", host)])[2] == uri
+    assert build(target, [(b"Host", host.upper())])[2] == uri
+
+
+@pytest.mark.parametrize(
+    ("target", "host"),
+    [
+        (b"http://h:80/", b"h"),
+        (b"http://h/", b"h:80"),
+        (b"http://h:/", b"h"),
+        (b"https://h/", b"h:443"),
+        (b"http://[::1]:80/", b"[::1]"),
+    ],
+)
+def test_the_default_port_makes_no_other_host(target: bytes, host: bytes) -> None:
+    build(target, [(b"Host", host)], trusted=True)
+
+
+@pytest.mark.parametrize(
+    ("target", "host"),
+    [
+        (b"http://h/", b"g"),
+        (b"http://h/", b""),
+        (b"http://h:81/", b"h"),
+        (b"http://h/", b"h:443"),
+        (b"https://h/", b"h:80"),
+        (b"http://h.example/", b"h.example.org"),
+    ],
+)
+def test_a_host_field_that_disagrees_with_an_absolute_target_is_refused(target: bytes, host: bytes) -> None:
+    # RFC 9112, 3.2.2. The original let the target win: whoever reads the field then sees another host.
+    assert "different" in refused(400, target, [(b"Host", host)], trusted=True)
+
+
+def test_a_target_that_says_https_needs_a_connection_that_can_vouch_for_it() -> None:
+    # RFC 9110, 7.4
+    target, fields = b"https://h/x", [(b"Host", b"h")]
+    refused(421, target, fields)
+    assert build(target, fields, scheme=b"https")[2] == b"https://h/x"
+    assert build(target, fields, trusted=True)[2] == b"http://h/x", "the proxy does not say so itself"
+    forwarded = [*fields, (b"X-Forwarded-Proto", b"https")]
+    assert build(target, forwarded, trusted=True)[2] == b"https://h/x"
 
 
 def test_a_star_is_encoded_as_the_original_does_it_and_is_for_options_alone() -> None:
@@ -249,7 +291,22 @@ def test_a_host_is_in_lower_case_in_the_uri_and_as_it_came_among_the_headers(
 
 @pytest.mark.parametrize(
     "value",
-    [b"a b", b"a/b", b"a@b", b"a:b", b"a:123456", b"a?b", b"a#b", b"a\\b", b"\xc3\xa9", b"[::1", b"a:1:2"],
+    [
+        b"a b",
+        b"a/b",
+        b"a@b",
+        b"a:b",
+        b"a:123456",
+        b"a?b",
+        b"a#b",
+        b"a\\b",
+        b"\xc3\xa9",
+        b"[::1",
+        b"a:1:2",
+        b"a:65536",
+        b"a%zz",
+        b"a%",
+    ],
 )
 def test_what_is_no_host_is_refused(value: bytes) -> None:
     # The original built uris like http://a/b/ from these: the child would read another path than was asked.
