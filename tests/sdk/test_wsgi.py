@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
@@ -119,6 +120,7 @@ def test_a_script_name_is_taken_off_the_path(serve: Serve) -> None:
 
 
 ANSWERS = """
+import subprocess
 import sys
 from wsgiref.validate import validator
 
@@ -409,3 +411,18 @@ def test_django(serve: Serve, needs: Callable[..., None]) -> None:
     assert worker.ask("http://h/stream", headers={"Host": "h"})[2] == b"0\n1\n2\n"
     assert worker.ask("http://h/nowhere", headers={"Host": "h"})[0] == 404
     assert worker.leave()[0] == 0
+
+
+def test_started_by_hand_it_says_how_it_is_meant(sdk: Path, tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text("def app(environ, start_response): pass")
+    done = subprocess.run(
+        [sys.executable, "-m", "poolparty.wsgi", "app:app"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(sdk / "python")},
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.endswith(f"poolparty -- {sys.executable} -m poolparty.wsgi app:app\n")

@@ -531,9 +531,10 @@ def _take_descriptors() -> tuple[int, int]:
         os.fstat(sink)
         source = os.dup(0)  # not inheritable, as all that Python makes
     except OSError:
+        words = getattr(sys, "orig_argv", None) or ["python", *sys.argv]  # Python 3.10 knows of `-m`
         raise SystemExit(
             "poolparty.serve(): descriptors 0 and 3 are not open. This program is started by the server: "
-            f"poolparty -- python {sys.argv[0] if sys.argv else 'app.py'}"
+            f"poolparty -- {' '.join(words)}"
         ) from None
     os.set_inheritable(sink, False)
     null = os.open(os.devnull, os.O_RDONLY)
