@@ -389,7 +389,7 @@ def test_serve_outside_the_server_says_how_to_start_the_program(sdk: Path, tmp_p
     )
     assert result.returncode == 1
     assert "descriptors 0 and 3 are not open" in result.stderr
-    assert f"poolparty -- python {program}" in result.stderr
+    assert f"poolparty -- {sys.executable} {program}" in result.stderr
 
 
 def test_a_request_made_by_hand_tries_a_handler_without_a_server(checkout: Path) -> None:
