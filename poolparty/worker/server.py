@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 from collections.abc import Callable
 from email.utils import formatdate
@@ -43,8 +44,23 @@ MAX_REQUEST_FIELD_SIZE = 1024 * 1024
 """What gunicorn's limits mean at most, and what 0 (no limit of one's own) means. A field's size it leaves
 open; we do not."""
 
+OTHER_DESCRIPTORS = 64
+"""What an HTTP worker has open beside connections and leases: its listeners, its logs, a few files."""
+
 DRAIN_LINGER = 1.0
 """Seconds that a draining HTTP worker leaves an idle connection open: a request may be on its way on it."""
+
+
+def connections_that_fit(wanted: int, file_limit: int, max_children: int) -> int:
+    """How many connections there may be, so that clients cannot take the descriptors that leases need.
+
+    Without that room an HTTP worker whose clients have taken all descriptors answers none of them: it cannot
+    be lent a child.
+    """
+    if file_limit == resource.RLIM_INFINITY:
+        return wanted
+    room = file_limit - OTHER_DESCRIPTORS - 2 * max_children
+    return max(min(wanted, max(room, file_limit // 2)), 1)
 
 
 class Server:
@@ -77,7 +93,15 @@ class Server:
         self.read_timeout = options.request_read_timeout
         self.write_timeout = options.request_write_timeout
         self.keepalive = float(cfg.keepalive)
-        self.max_connections = cfg.worker_connections
+        self.max_connections = connections_that_fit(
+            cfg.worker_connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0], options.max_pool_size
+        )
+        if self.max_connections < cfg.worker_connections:
+            log.warning(
+                "worker_connections = %d: the limit of open files has room for %d; raise that (ulimit -n)",
+                cfg.worker_connections,
+                self.max_connections,
+            )
         self.draining = False
         self.connections: set[Connection] = set()
         self.words = seat.scoreboard.words
