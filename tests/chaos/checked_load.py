@@ -1,4 +1,4 @@
-"""tests/integration/load.py's load, whose failures are kept, to be held against what was done to the server."""
+"""tests/integration/load.py's load, whose failures are kept: each has to have its reason."""
 
 from __future__ import annotations
 

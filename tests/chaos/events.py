@@ -68,7 +68,7 @@ class Chaos:
         self._grants.append(Grant(count, kinds, why))
 
     def settle(self, load_runs: bool = True) -> float:
-        """Wait until the pool is whole; hold what failed against what was granted. Returns how long it took."""
+        """Wait until the pool is whole; hold what failed against what was granted. Returns its time."""
         took = self.victim.wait_whole(2 * RESTART_DELAY + BOOT)
         self.recoveries.append(took)
         assert self.load is not None
@@ -433,7 +433,8 @@ def no_descriptors_for_an_http_worker(chaos: Chaos) -> str:
     answered = 0
     try:
         for _ in range(6):
-            with contextlib.suppress(OSError, EOFError), Client(victim.address, 3) as client:
+            # Shortly: without descriptors it may have given its children back, and can be lent none.
+            with contextlib.suppress(OSError, EOFError), Client(victim.address, 0.5) as client:
                 answered += client.ask("GET", "/load").status == 200
         chaos.load.wait_answers(50)
     finally:
