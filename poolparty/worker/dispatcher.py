@@ -13,12 +13,12 @@ after it, not at each request. The arbiter never waits for us, nor we for it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import fcntl
 import logging
 import os
 import select
 import socket
+import sys
 import termios
 from collections import OrderedDict, deque
 from time import monotonic
@@ -189,6 +189,21 @@ class Lease:
         self.outstanding.append(request)
         return True
 
+    def untouched(self) -> bool:
+        """Whether the child has died, and had not read a byte of what it was to run.
+
+        Its pipe keeps what nobody has read. While a process lives that could still read it, it is not known.
+        """
+        if not self.outstanding or not self.reader.idle:
+            return False
+        poll = select.poll()
+        poll.register(self.stdin, 0)
+        if not any(mask & select.POLLERR for _, mask in poll.poll(0)):
+            return False
+        unread = int.from_bytes(fcntl.ioctl(self.stdin, termios.FIONREAD, bytes(4)), sys.byteorder)
+        unread += sum(map(len, self.unwritten or ()))
+        return unread >= sum(len(one.head) + sum(map(len, one.body)) for one in self.outstanding)
+
     def run_ahead(self, request: Request) -> bool:
         """Write a request behind the one that runs. False: not now; nothing of it was written."""
         dispatcher = self.dispatcher
@@ -215,8 +230,8 @@ class Lease:
             except OSError:
                 if first:
                     raise
-                parts.clear()  # it died in the middle: fd 3 says so too, and there it is handled
-                break
+                self.unwritten = parts  # it died in the middle: fd 3 says so too, and there it is handled
+                return
             first = False
             while parts and written >= len(parts[0]):
                 written -= len(parts.popleft())
@@ -234,9 +249,11 @@ class Lease:
         parts, self.unwritten = self.unwritten, None
         self.dispatcher.loop.remove_writer(self.stdin)
         if parts:
-            # What the child answered before it died is told by fd 3, and its death too.
-            with contextlib.suppress(OSError):
+            try:
                 self._write_parts(parts)
+            except OSError:
+                # What the child answered before it died is told by fd 3, and its death too.
+                self.unwritten = parts
 
     def on_readable(self) -> None:
         """The child has answered, or is gone."""
@@ -564,15 +581,19 @@ class Dispatcher:
     def broken(self, lease: Lease, why: str, level: int) -> None:
         """A child closed a pipe or said what it may not: its request is tried elsewhere, or answered 502.
 
+        One that it cannot have seen runs elsewhere whatever it is, and that is no second try.
         level: of the log line. A child's death has its obituary from the arbiter, so here it is for
         debugging.
         """
         self.server.log.log(level, 'msg="worker broken" worker-pid=%d reason="%s"', lease.pid, why)
+        untouched = lease.untouched()
         request = self._take_off(lease, Reason.BROKEN)
         connection = request.connection if request is not None else None
         if request is not None and connection is not None:
             if lease.begun:
                 connection.cut_response(request)
+            elif untouched:
+                self._put_back(request)
             elif request.retryable and not request.retried:
                 request.retried = True
                 self.words[self._retried] += 1

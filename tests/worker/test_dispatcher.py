@@ -756,6 +756,32 @@ def test_it_runs_once_more_only_once(pool: Pool) -> None:
     assert pool.child().has_nothing
 
 
+@pytest.mark.parametrize(("method", "size"), [(b"GET", 0), (b"POST", 5), (b"POST", 300_000)])
+def test_a_request_that_a_dead_child_had_not_read_runs_elsewhere_and_is_no_second_try(
+    pool: Pool, method: bytes, size: int
+) -> None:
+    """Children that are killed together took a GET with them: its second one was dying already."""
+    client = pool.ask(b"/", method, bytes(size))
+    for _ in range(3):
+        child = pool.child()
+        child.die()
+    last = pool.child()
+    assert last.receive().body == bytes(size)
+    last.answer(b"run")
+    assert client.told == [b"run"]
+    assert pool.count("retried") == 0
+
+
+def test_a_request_that_somebody_may_still_read_is_not_run_elsewhere(pool: Pool) -> None:
+    """The child has only closed fd 3: it may yet read what stands in its pipe."""
+    child = pool.child()
+    client = pool.ask(b"/", b"POST", b"x")
+    os.close(child.stdout)
+    child.stdout = -1
+    pool.spin()
+    assert client.told == [502]
+
+
 def test_an_unsafe_request_whose_child_dies_gets_502(pool: Pool) -> None:
     other, child = pool.child(), pool.child()
     client = pool.ask(b"/", b"POST", b"x")
@@ -1132,6 +1158,7 @@ def test_when_a_child_dies_its_head_is_retried_and_what_stood_behind_it_loses_no
     clients = [pool.ask(b"/%d" % n) for n in range(4)]
     last = pool.ask(b"/4")
     os.write(child.stdout, response(b"0"))
+    assert [child.target(), child.target()] == [b"/0", b"/1"]
     child.die()
     assert clients[0].told == [b"0"]
     pool.dispatcher.pace.steady = False
@@ -1157,6 +1184,7 @@ def test_what_stood_behind_an_unsafe_head_goes_to_a_child_that_is_idle_by_then(
     other.answer().answer()
     assert [client.told for client in clients].count([b"ok"]) == 2
     if how == "dies":
+        child.receive()
         child.die()
         assert head.told == [502]
     else:
@@ -1177,6 +1205,7 @@ def test_a_client_that_left_behind_a_head_is_not_run_again(pools: Callable[..., 
     gone = pool.request(FakeConnection(), b"/gone")
     pool.dispatcher.submit(gone, pool.now)
     gone.connection = None
+    child.receive()
     child.die()
     assert not pool.dispatcher.queue
 
