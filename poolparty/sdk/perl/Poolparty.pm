@@ -82,18 +82,18 @@ sub serve {
 
 sub _answer {
     my ($handler, $request) = @_;
-    my $answer;
-    return _failed($request) if !_try(sub { $answer = $handler->($request); 1 });
-    return _delayed($request, $answer) if ref $answer eq 'CODE';
-    my ($head, $body);
+    my ($answer, $head, $body, @frame);
     my $good = _try(sub {
+        $answer = $handler->($request);
+        return 1 if ref $answer eq 'CODE';
         ($head, $body) = _response($answer);
-        $body = _collect($body) if ref $body && !$streams;
-        _framed($head, $body) if !ref $body;    # a frame that is too large is the handler's error too
+        $body  = _collect($body) if ref $body && !$streams;
+        @frame = _framed($head, $body) if !ref $body;
         1;
     });
     return _failed($request) if !$good;
-    return ref $body ? _stream($request, $head, $body) : _write(_framed($head, $body));
+    return _write(@frame) if @frame;
+    return ref $answer eq 'CODE' ? _delayed($request, $answer) : _stream($request, $head, $body);
 }
 
 # After an error, before anything of the answer has been sent.
@@ -279,7 +279,7 @@ sub _broken {
     exit 1;
 }
 
-# These two read $_[0] at $_[1], and leave $_[1] behind what they have read.
+# These two read $_[0] from $_[1] on, and leave $_[1] behind what they have read.
 sub _decode_uint {
     my $number = my $shift = 0;
     while (1) {
@@ -292,26 +292,30 @@ sub _decode_uint {
     }
 }
 
-sub _decode_string {
-    my $size = &_decode_uint;
-    _broken('a message goes on beyond its frame') if $size > length($_[0]) - $_[1];
-    $_[1] += $size;
-    return substr $_[0], $_[1] - $size, $size;
+# So many strings. Nearly every length is one byte: to call _decode_uint for each would double the time this takes.
+sub _decode_strings {
+    my $end = length $_[0];
+    my @strings;
+    for (1 .. $_[2]) {
+        my $size = $_[1] < $end ? ord substr $_[0], $_[1]++, 1 : _broken('a message goes on beyond its frame');
+        if ($size > 127) {
+            $_[1]--;
+            $size = &_decode_uint;
+        }
+        _broken('a message goes on beyond its frame') if $size > $end - $_[1];
+        push @strings, substr $_[0], $_[1], $size;
+        $_[1] += $size;
+    }
+    return @strings;
 }
 
 sub _decode_request {
     my (undef, $at) = @_;
     my %request;
-    $request{remote_address} = _decode_string($_[0], $at);
-    $request{uri}            = _decode_string($_[0], $at);
-    $request{method}         = _decode_string($_[0], $at);
-    my %headers;
-    for (1 .. _decode_uint($_[0], $at)) {
-        my $name = _decode_string($_[0], $at);
-        $headers{$name} = _decode_string($_[0], $at);
-    }
+    @request{qw(remote_address uri method)} = _decode_strings($_[0], $at, 3);
+    my %headers = _decode_strings($_[0], $at, 2 * _decode_uint($_[0], $at));
     $request{headers} = \%headers;
-    $request{body}    = _decode_string($_[0], $at);
+    ($request{body}) = _decode_strings($_[0], $at, 1);
     _broken('bytes are left behind a message') if $at != length $_[0];
     return bless \%request, 'Poolparty::Request';
 }
