@@ -131,10 +131,13 @@ def kill_child(chaos: Chaos) -> str:
 
 
 def kill_all_children(chaos: Chaos) -> str:
+    """At once: stopped first, so that none runs what another had when it died."""
     pids = chaos.victim.wait_ready(CHILDREN)
     grant_deaths(chaos, len(pids), "all children were killed")
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
     wait_until(lambda: not set(pids) & set(chaos.victim.children()), "their end")
     return f"SIGKILL to {pids}"
 
