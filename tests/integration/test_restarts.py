@@ -31,13 +31,23 @@ POOL = ("--min-pool-size", "4", "--max-pool-size", "4")
 
 JANET_PROGRAM = """
 (import poolparty)
-(poolparty/serve (fn [req] {:body (string (req :method) " " (req :uri) "\\n" (req :body))}))
+
+(defn handler [req]
+  @{:status 200
+    :headers {"Content-Type" "text/plain" "Set-Cookie" ["a=1" "b=2"]}
+    :body (string (req :method) " " (req :uri) "\\n" (req :body))})
+
+(defn main [&]
+  (poolparty/serve handler :health-check (fn [] nil)))
 """
+"""As programs for the original's library are written."""
 
 
 @pytest.fixture
-def janet_children(janet: str) -> list[str]:
-    return [janet, "-e", JANET_PROGRAM]
+def janet_children(janet: str, tmp_path: Path) -> list[str]:
+    program = tmp_path / "app.janet"
+    program.write_text(JANET_PROGRAM)
+    return [janet, str(program)]
 
 
 def flawless(report: Report) -> None:
