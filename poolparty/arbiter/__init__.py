@@ -1,1 +1,2 @@
-"""Runs in gunicorn's master: the arbiter extension, its pool thread and everything that touches a child process."""
+"""Runs in gunicorn's master: the arbiter extension, its pool thread and everything that touches a child
+process."""

@@ -253,7 +253,9 @@ class Pool:
         policy = self.policy
         if isinstance(action, Spawn):
             assert not policy.stopping
-            child = Child(next(self._numbers), action.generation, spawned=self.now, max_requests=self.max_requests)
+            child = Child(
+                next(self._numbers), action.generation, spawned=self.now, max_requests=self.max_requests
+            )
             self.children[child.id] = child
             policy.spawned(child.id)
             processes = len(self.children) if policy.restarting else len(self.live())
