@@ -302,10 +302,11 @@ class TestStop:
             "import os, signal\ndef post_fork(arbiter, worker): os.kill(os.getpid(), signal.SIGUSR1)\n"
         )
         before = (
-            "import gunicorn.glogging as g, os\n"
-            "real = g.Logger.reopen_files\n"
-            "def reopen(self): real(self); open(f'reopened-{os.getpid()}', 'w').close()\n"
-            "g.Logger.reopen_files = reopen"
+            "import os\n"
+            "from poolparty import log_files\n"
+            "real = log_files.reopen\n"
+            "def reopen(log): real(log); open(f'reopened-{os.getpid()}', 'w').close()\n"
+            "log_files.reopen = reopen"
         )
         one = server(before=before)
         one.get()
