@@ -28,7 +28,7 @@ def test_a_request_in_flight_is_finished_and_nothing_is_left(
             client.request("GET", target)
             server.wait_busy()
             server.signal(number)
-            server.wait_log("Handling signal")
+            wait_until(lambda: server.stats()["http_workers"][0]["draining"], "the drain")
             assert server.process.poll() is None
         answer = client.answer()
         assert answer.status == 200
