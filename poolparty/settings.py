@@ -750,11 +750,6 @@ REFUSED = (
         "protocol", _is("http", None), "GWorker speaks HTTP; use nginx's proxy_pass in place of uwsgi_pass"
     ),
     Refusal(
-        "proxy_protocol",
-        _is("off"),
-        "GWorker does not read PROXY headers; have the proxy set X-Forwarded-For",
-    ),
-    Refusal(
         "http_protocols", _is(["h1"]), "GWorker speaks HTTP/1.1 only; have a proxy in front speak HTTP/2"
     ),
     Refusal("http2_cleartext", _is("off"), "GWorker speaks HTTP/1.1 only; leave it out"),
@@ -793,7 +788,6 @@ WITHOUT_EFFECT = frozenset(
         "http2_max_header_list_size",
         "max_requests_jitter",
         "on_dirty_starting",
-        "proxy_allow_ips",
         "sendfile",
         "ssl_version",
         "suppress_ragged_eofs",

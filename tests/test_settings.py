@@ -484,8 +484,8 @@ BY_GUNICORN = set(
 BY_GWORKER = set(
     """access_log_format ca_certs cert_reqs certfile ciphers forwarded_allow_ips forwarder_headers
     header_map keepalive keyfile limit_request_field_size limit_request_fields limit_request_line
-    post_worker_init reload reload_engine reload_extra_files secure_scheme_headers ssl_context
-    worker_abort worker_connections worker_int""".split()
+    post_worker_init proxy_allow_ips proxy_protocol reload reload_engine reload_extra_files
+    secure_scheme_headers ssl_context worker_abort worker_connections worker_int""".split()
 )
 
 
@@ -510,7 +510,6 @@ ASKED_FOR = {
     "pre_request": lambda worker, request: None,
     "post_request": lambda worker, request, environ, response: None,
     "protocol": "uwsgi",
-    "proxy_protocol": "v2",
     "http_protocols": "h2,h1",
     "http2_cleartext": "upgrade",
     "http_parser": "python",

@@ -28,6 +28,7 @@ from poolparty.stats.scoreboard import COUNTER_INDEX
 from poolparty.wire.bare import UINT, encode_string, encode_uint
 from poolparty.wire.frames import ResponseHead, encode_headers
 from poolparty.worker.access import quoted
+from poolparty.worker.forwarded import host_and_port
 from poolparty.worker.request import (
     FORBIDDEN_TRAILERS,
     PLAIN_TARGET,
@@ -124,6 +125,7 @@ class Connection(asyncio.Protocol):
         "_block_headers",
         "_block_origin",
         "_block_start",
+        "_client",
         "_completed",
         "_direct",
         "_error",
@@ -142,6 +144,7 @@ class Connection(asyncio.Protocol):
         "_pending",
         "_received",
         "_refused_head",
+        "_relays",
         "_request",
         "_reused",
         "_rules",
@@ -164,8 +167,11 @@ class Connection(asyncio.Protocol):
 
     current: Request | None  # what the dispatcher has, or what is being answered
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, client: tuple[str, int] | None = None) -> None:
+        """client: host and port of whom the peer speaks for, by its PROXY header."""
         self.server = server
+        self._client = client
+        self._relays = False
         self.current = None
         self.phase = Phase.IDLE
         self.deadline = NEVER
@@ -210,6 +216,10 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         self.address, self.trusted = self.server.peer(self.transport)
+        self._relays = self.trusted  # whether X-Forwarded-For is believed
+        if self._client is not None:
+            self.address = host_and_port(*self._client)
+            self._relays = self.server.proxies.trusts(self._client[0])
         self.remote = encode_string(self.address.encode())
         self._rules = self.server.trusted_rules if self.trusted else self.server.rules
         if self.scheme == b"http":
@@ -557,7 +567,7 @@ class Connection(asyncio.Protocol):
         self._begun = self._in_body = False
         server = self.server
         remote = self.remote
-        if self.trusted and FORWARDED_FOR in headers:
+        if self._relays and FORWARDED_FOR in headers:
             remote = server.proxies.client(headers[FORWARDED_FOR]) or remote
         request.remote = remote
         finish_request(request, headers, uri, remote)

@@ -23,6 +23,7 @@ from poolparty.arbiter.arbiter import check_config
 from poolparty.arbiter.title import set_title
 from poolparty.settings import Options
 from poolparty.worker.connection import Connection
+from poolparty.worker.proxied import ProxiedListener
 from poolparty.worker.server import TICK, Server
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class GWorker(Worker):
         self.seat = seat
         self.loop: asyncio.AbstractEventLoop
         self.server: Server
-        self._listeners: list[asyncio.AbstractServer] = []
+        self._listeners: list[asyncio.AbstractServer | ProxiedListener] = []
         self._leave_at_once = False
         self._develops = False
 
@@ -122,10 +123,20 @@ class GWorker(Worker):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, LOOP_SIGNALS)
         context = gunicorn_sock.ssl_context(self.cfg) if self.cfg.is_ssl else None
         server = self.server
+        tls: dict[str, Any] = {"ssl": context}
+        if context is not None:
+            # Both count as a client's slowness; the second is also what it has to take the end of an answer.
+            tls |= {
+                "ssl_handshake_timeout": server.read_timeout,
+                "ssl_shutdown_timeout": server.write_timeout,
+            }
         for listener in self.sockets:
+            if self.cfg.proxy_protocol != "off":
+                self._listeners.append(ProxiedListener(server, listener.sock, tls))
+                continue
             self._listeners.append(
                 await self.loop.create_server(
-                    lambda: Connection(server), sock=listener.sock, ssl=context, backlog=self.cfg.backlog
+                    lambda: Connection(server), sock=listener.sock, backlog=self.cfg.backlog, **tls
                 )
             )
         server.announce()
@@ -137,6 +148,9 @@ class GWorker(Worker):
             await self._tick()
         for connection in list(server.connections):
             connection.transport.abort()
+        for proxied in self._listeners:
+            if isinstance(proxied, ProxiedListener):
+                proxied.abort()
         await asyncio.sleep(0)
         if server.static is not None:
             await server.static.close()
