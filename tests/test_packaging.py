@@ -86,10 +86,11 @@ def test_the_record_knows_the_pth_so_that_an_uninstall_takes_it_away(
 
 
 @pytest.mark.parametrize("kind", ["wheel", "editable"])
-def test_both_commands_are_installed(kind: str, request: pytest.FixtureRequest) -> None:
+def test_the_commands_are_installed(kind: str, request: pytest.FixtureRequest) -> None:
     archive: zipfile.ZipFile = request.getfixturevalue(kind)
     [entry_points] = (name for name in archive.namelist() if name.endswith("/entry_points.txt"))
     assert archive.read(entry_points).decode().split() == [
         *("[console_scripts]", "poolparty", "=", "poolparty.cli:main"),
+        *("poolparty-compress", "=", "poolparty.compress:main"),
         *("poolparty-ctl", "=", "poolparty.ctl:main"),
     ]
