@@ -94,6 +94,7 @@ class PoolThread:
         self.children: dict[int, Child] = {}
         self.counters = {"spawns": 0, "restarts": 0, "deaths": 0}
         self.counters |= {ended_by(cause): 0 for cause in Cause}
+        self.restart_error: str | None = None  # why the children are not those of the last restart asked for
         self.started_at = time.monotonic()
         self.selector = selectors.DefaultSelector()
         self.lending = Lending(self)
@@ -640,11 +641,13 @@ class PoolThread:
         if not self.policy.restarting:
             return
         self.policy.abandon_restart()
+        self.restart_error = why
         self._launched = self._proven
         self._tell_restarts(why)
 
     def _finish_restarts(self) -> None:
         if self._restarts and not self.policy.restarting:
+            self.restart_error = None
             self.notice.publish("")
             self._tell_restarts(None)
 

@@ -81,6 +81,8 @@ class Pool(Protocol):
     def started_at(self) -> float: ...
     @property
     def counters(self) -> Mapping[str, int]: ...
+    @property
+    def restart_error(self) -> str | None: ...
 
 
 def snapshot(pool: Pool, sampler: sampling.Sampler = sampling.processes) -> Snapshot:
@@ -153,6 +155,7 @@ def snapshot(pool: Pool, sampler: sampling.Sampler = sampling.processes) -> Snap
                 "target": pool.policy.target,
                 "generation": pool.policy.generation,
                 "restarting": pool.policy.restarting,
+                "restart_error": pool.restart_error,
                 "restarts": pool.counters.get("restarts", 0),
                 "requests": totals["requests"],
                 "outcomes": {name: totals[name] for name in OUTCOMES},

@@ -45,6 +45,7 @@ class FakePool:
         self.options = SimpleNamespace(pool_cmd=("cat", "a b"), min_pool_size=1, max_pool_size=4)
         self.policy = SimpleNamespace(target=2, generation=0, restarting=False)
         self.counters = {"spawns": 2, "restarts": 3, "deaths": 1}
+        self.restart_error: str | None = None
         self.children = {
             1: SimpleNamespace(
                 id=1,

@@ -430,11 +430,13 @@ class TestRestart:
         outcome = pool.restart()
         wait_for(lambda: outcome)
         assert "did not boot" in outcome[0] and "syntax error in app" in outcome[0]
+        assert pool.pool.stats()["pools"][0]["restart_error"] == outcome[0]
         assert {child.pid for child in pool.wait_children(2, State.IDLE)} == old
         (tmp_path / "broken").unlink()
         again = pool.restart()
         wait_for(lambda: again)
         assert again == [None]
+        assert pool.pool.stats()["pools"][0]["restart_error"] is None
         assert not {child.pid for child in pool.wait_children(2, State.IDLE)} & old
 
     def test_a_busy_child_finishes_its_request_first(

@@ -50,6 +50,7 @@ class FakePool:
     started_at: float = field(default_factory=lambda: time.monotonic() - 100)
     counters: dict[str, int] = field(default_factory=lambda: {"spawns": 9, "restarts": 4, "deaths": 5})
     policy: Any = field(default_factory=lambda: SimpleNamespace(target=3, generation=2, restarting=True))
+    restart_error: str | None = "it did not boot"
     options: Any = field(
         default_factory=lambda: SimpleNamespace(
             pool_cmd=("janet", "my app.janet"), min_pool_size=1, max_pool_size=8
@@ -123,7 +124,7 @@ def test_workers_are_the_children_that_serve_or_will() -> None:
     assert (pool["workers"], pool["idle"], pool["busy"], pool["booting"], pool["ending"]) == (6, 3, 2, 1, 1)
     assert pool["workers"] == pool["idle"] + pool["busy"] + pool["booting"]
     assert (pool["min"], pool["max"], pool["target"]) == (1, 8, 3)
-    assert (pool["generation"], pool["restarting"]) == (2, True)
+    assert (pool["generation"], pool["restarting"], pool["restart_error"]) == (2, True, "it did not boot")
 
 
 def test_a_lent_child_is_shown_as_busy_or_idle_with_the_http_worker_that_holds_it() -> None:
