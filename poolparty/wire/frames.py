@@ -344,6 +344,7 @@ class ResponseReader:
     _have: int = 0  # bytes in _parts
     _need: int = 0  # bytes from which on it is worth looking at them again
     _body_left: int = 0
+    fault: FrameError | None = None
     # The head that was read last, as bytes and decoded; before the first, the shortest there is.
     _last: bytes = b"\0\xc8\x01\0"
     _last_head: ResponseHead = field(default_factory=lambda: ResponseHead(200, []))
@@ -351,7 +352,7 @@ class ResponseReader:
     @property
     def idle(self) -> bool:
         """Whether it stands between two responses."""
-        return not self._body_left and not self._parts
+        return not self._body_left and not self._parts and self.fault is None
 
     @property
     def body_left(self) -> int:
@@ -364,32 +365,39 @@ class ResponseReader:
         return not self._body_left
 
     def feed(self, data: bytes) -> list[ResponseEvent]:
-        """Events in order. FrameError: the framing is broken; what came before it is lost with the child."""
-        if self._parts or self._body_left:
-            return self._feed(data, [])
-        # The path of nearly every response: whole frames whose head is that of the response before them.
+        """Events in order. FrameError: the framing is broken. Where whole events stand before the fault they
+        are returned first, since they answer other requests; `fault` then says what is behind them."""
         events: list[ResponseEvent] = []
-        last = self._last
-        at, have = 0, len(data)
-        while have - at > 5:
-            end = at + 4 + int.from_bytes(data[at : at + 4], "little")
-            if end > have or end - at > WHOLE_RESPONSE or not data.startswith(last, at + 4):
-                break
-            at += 4 + len(last)
-            try:
-                size = data[at]
-                at += 1
-                if size > 127:
-                    size, at = decode_uint_tail(data, at, size)
-            except IndexError:
-                raise FrameError("a response ends before its message does") from None
-            if at + size != end:
-                raise FrameError("a response's body does not end where its frame does")
-            events.append(HTTPResponse(self._last_head, data[at:end]))
-            at = end
-        if at == have:
+        try:
+            if self._parts or self._body_left:
+                return self._feed(data, events)
+            # The path of nearly every response: whole frames whose head is that of the response before them.
+            last = self._last
+            at, have = 0, len(data)
+            while have - at > 5:
+                end = at + 4 + int.from_bytes(data[at : at + 4], "little")
+                if end > have or end - at > WHOLE_RESPONSE or not data.startswith(last, at + 4):
+                    break
+                at += 4 + len(last)
+                try:
+                    size = data[at]
+                    at += 1
+                    if size > 127:
+                        size, at = decode_uint_tail(data, at, size)
+                except IndexError:
+                    raise FrameError("a response ends before its message does") from None
+                if at + size != end:
+                    raise FrameError("a response's body does not end where its frame does")
+                events.append(HTTPResponse(self._last_head, data[at:end]))
+                at = end
+            if at == have:
+                return events
+            return self._feed(data[at:] if at else data, events)
+        except FrameError as error:
+            if not events:
+                raise
+            self.fault = error
             return events
-        return self._feed(data[at:] if at else data, events)
 
     def _feed(self, data: bytes, events: list[ResponseEvent]) -> list[ResponseEvent]:
         if self._body_left:

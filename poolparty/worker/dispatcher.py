@@ -375,6 +375,8 @@ class Lease:
             else:
                 why = f"it sent {event!r} instead of a response"
                 break
+        if why is None and self.reader.fault is not None:
+            why = str(self.reader.fault)
         if why is None and not self.outstanding and not self.reader.idle:
             why = UNASKED
         if why is not None:

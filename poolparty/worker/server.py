@@ -131,7 +131,7 @@ class Server:
         self._next_sweep = 0.0
         self._scoreboard = seat.scoreboard
         self._on_orphaned = on_orphaned
-        self.proxies = Proxies(cfg.forwarded_allow_ips)
+        self.proxies: Proxies = Proxies(cfg.forwarded_allow_ips)
         self._make_date()
 
     def announce(self) -> None:

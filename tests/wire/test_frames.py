@@ -517,12 +517,15 @@ def test_a_response_with_a_byte_changed_is_read_or_refused_alike_however_it_arri
         try:
             for piece in pieces(bytes(stream), range(0, len(stream), step)):
                 answers.take(reader.feed(piece))
+                if reader.fault is not None:
+                    raise reader.fault
         except FrameError as caught:
             error = str(caught)
         outcomes.append((answers.whole, answers.head is None and reader.idle, error is None))
-    # All at once, a fault takes the events before it along; in pieces it does not. Otherwise they agree.
+    # However it arrives, what stands before a fault is read.
     whole, single, seven = outcomes
     assert single[2] == seven[2] == whole[2]
+    assert single[0] == seven[0] == whole[0]
     if whole[2]:
         assert whole == single == seven
 
