@@ -331,5 +331,13 @@ class Server:
         """Wait until so many children run a request."""
         wait_until(lambda: self.pool()["busy"] == count, f"{count} busy children")
 
+    def wait_connections(self, count: int) -> None:
+        """Wait until the HTTP workers have accepted so many."""
+
+        def accepted() -> int:
+            return sum(worker["connections"] for worker in self.stats()["http_workers"])
+
+        wait_until(lambda: accepted() == count, f"{count} connections")
+
     def wait_queued(self, count: int) -> None:
         wait_until(lambda: self.pool()["queued"] == count, f"{count} queued requests")
