@@ -49,7 +49,7 @@ TELL_AGAIN = 0.5
 nothing, and to be told twice changes nothing."""
 
 YOUNG = 5.0
-"""Seconds: an HTTP worker that dies younger counts as one that does not work, whatever it has said."""
+"""Seconds: an HTTP worker that dies younger, and has answered nobody, counts as one that does not work."""
 
 DRAIN_MARGIN = 5.0
 """Seconds beyond graceful_timeout after which an HTTP worker that drains is killed: it ends itself before."""
@@ -314,6 +314,7 @@ class PoolArbiter(Arbiter):
             self.log.debug("Reaped unknown child process (pid:%s, status:%s)", pid, status)
             return
         seat = self.seats.pop(pid)
+        answered = self.pool.answered(seat)
         self.pool.seat_reaped(seat)
         draining = self.draining.pop(pid, None) is not None
         self.log_worker_exit(pid, status)
@@ -322,7 +323,10 @@ class PoolArbiter(Arbiter):
         if draining or self.stopping:
             return
         if seat.booted:
-            if time.monotonic() - seat.opened_at < YOUNG:
+            # Like a child that has answered, one that has is replaced at once: it works, and was killed.
+            if answered:
+                self.boot_failures = 0
+            elif time.monotonic() - seat.opened_at < YOUNG:
                 if self.boot_failures:
                     self.delay_spawning()
                 self.boot_failures = max(self.boot_failures, 1)  # the first is replaced at once

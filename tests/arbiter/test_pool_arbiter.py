@@ -479,6 +479,20 @@ class TestForks:
         assert one.get()
         assert one.log.count("worker spawned") == 1, "its idle child was lent again"
 
+    def test_http_workers_that_answer_are_replaced_at_once_however_young_they_are_killed(
+        self, server: Any, wait_for: WaitFor
+    ) -> None:
+        """Each that was killed within five seconds doubled the wait for the next one, up to half a minute."""
+        one = server()
+        began = time.monotonic()
+        for _ in range(5):
+            assert one.get()
+            (old,) = one.http_workers()
+            os.kill(old, signal.SIGKILL)
+            wait_for(lambda old=old: one.http_workers() not in ([], [old]))
+        assert one.get()
+        assert time.monotonic() - began < 10
+
     def test_an_http_worker_holds_nothing_of_the_arbiters(self, server: Any, tmp_path: Path) -> None:
         one = server("--workers", "2", "--min-pool-size", "3", "--max-pool-size", "3")
         one.get()
