@@ -1,0 +1,161 @@
+"""Anything happens to a connection, in any order: its client is answered rightly, in order, and it ends."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from poolparty.worker import connection as connection_module
+from poolparty.worker import server as server_module
+from poolparty.worker.connection import NEVER
+
+# Test modules cannot import each other by name (--import-mode=importlib).
+_spec = importlib.util.spec_from_file_location(
+    "connection_side", Path(__file__).with_name("test_connection.py")
+)
+assert _spec is not None and _spec.loader is not None
+_side: Any = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_side)
+
+BROKEN = [
+    b"GET /broken\r\n\r\n",
+    b"GET /broken HTTP/1.1\r\n\r\n",
+    b"POST /broken HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+    b"POST /broken HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    b"\0\r\n\r\n",
+]
+
+
+class ConnectionMachine(RuleBasedStateMachine):
+    """The client's bytes and the model's expectations; `Side` is server, pool and clock."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.kept = connection_module.monotonic, server_module.monotonic
+        self.side: Any = _side.Side()
+        self.unsent = b""
+        self.asked: list[bytes] = []  # targets, in order; b"" for what is no request
+        self.left = False
+        self.timed_out = False
+
+    @property
+    def open(self) -> bool:
+        transport = self.side.transport
+        return not (self.left or transport.closed or transport.eof)
+
+    # --- the client ---
+
+    @precondition(lambda self: not self.left)
+    @rule(size=st.integers(0, 300), kind=st.sampled_from(["get", "length", "chunked", "close"]))
+    def asks(self, size: int, kind: str) -> None:
+        target = b"/%d" % len(self.asked)
+        self.asked.append(target)
+        body = b"x" * size
+        if kind == "length":
+            self.unsent += _side.post(body, target=target)
+        elif kind == "chunked":
+            chunk = b"%X\r\n%b\r\n" % (size, body) if size else b""
+            head = _side.get(target, b"Transfer-Encoding: chunked", method=b"POST")
+            self.unsent += head + chunk + b"0\r\n\r\n"
+        elif kind == "close":
+            self.unsent += _side.get(target, b"Connection: close")
+        else:
+            self.unsent += _side.get(target)
+
+    @precondition(lambda self: not self.left)
+    @rule(what=st.sampled_from(BROKEN))
+    def sends_what_is_no_request(self, what: bytes) -> None:
+        self.asked.append(b"")
+        self.unsent += what
+
+    @precondition(lambda self: self.open and self.unsent and self.side.transport.reading)
+    @rule(size=st.one_of(st.integers(1, 40), st.just(1 << 20)))
+    def some_arrives(self, size: int) -> None:
+        piece, self.unsent = self.unsent[:size], self.unsent[size:]
+        self.side.send(piece)
+
+    @precondition(lambda self: not self.left)
+    @rule()
+    def leaves(self) -> None:
+        self.left = True
+        self.side.leave()
+
+    # --- the pool ---
+
+    @precondition(lambda self: not self.left and self.side.running is not None)
+    @rule()
+    def a_child_answers(self) -> None:
+        self.side.seen()
+        self.side.answer(self.side.running.target)
+
+    @precondition(lambda self: not self.left and self.side.running is not None)
+    @rule(status=st.sampled_from([502, 503, 504]))
+    def no_child_does(self, status: int) -> None:
+        request = self.side.running
+        self.side._answered += 1
+        self.side.connection.fail(request, status)
+
+    # --- the clock ---
+
+    @rule(seconds=st.sampled_from([0.1, 5.0, 61.0, 80.0]))
+    def time_passes(self, seconds: float) -> None:
+        if seconds > 30:
+            self.timed_out = True
+        self.side.later(seconds)
+
+    # --- what holds ---
+
+    def statuses(self) -> list[int]:
+        return [int(s) for s in re.findall(rb"HTTP/1\.1 (\d+) ", self.side.transport.written)]
+
+    @invariant()
+    def answers_come_in_order_and_a_refusal_is_the_last(self) -> None:
+        if not hasattr(self, "side"):
+            return
+        statuses = self.statuses()
+        submitted = [request.target for request in self.side.dispatcher.submitted]
+        # What was handed to children is what was asked, from the first on, and nothing behind a fault.
+        assert submitted == self.asked[: len(submitted)]
+        assert b"" not in submitted
+        done = self.side._answered
+        refusals = [at for at, status in enumerate(statuses) if 400 <= status < 500]
+        assert len(statuses) == done + len(refusals) or self.left
+        assert not refusals or refusals == [len(statuses) - 1]
+        if refusals and not self.timed_out:
+            assert b"" in self.asked and len(submitted) <= self.asked.index(b"")
+
+    @invariant()
+    def whatever_waits_for_the_client_has_a_deadline(self) -> None:
+        if hasattr(self, "side") and self.open and self.side.running is None:
+            assert self.side.connection.deadline != NEVER
+
+    @invariant()
+    def nobody_answers_a_client_that_has_left(self) -> None:
+        if hasattr(self, "side") and self.left:
+            for request in self.side.dispatcher.submitted[self.side._answered :]:
+                assert request.connection is None
+
+    def teardown(self) -> None:
+        if not hasattr(self, "side"):
+            return
+        try:
+            # Left alone, a connection ends: whatever has arrived is answered, and then time passes.
+            if not self.left and self.side.running is not None:
+                self.side.serve()
+            if not self.left:
+                for _ in range(4):
+                    self.side.later(100.0)
+                assert self.side.transport.closed
+        finally:
+            self.side.close()
+            connection_module.monotonic, server_module.monotonic = self.kept  # type: ignore[attr-defined]
+
+
+TestConnectionMachine = ConnectionMachine.TestCase
+TestConnectionMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
