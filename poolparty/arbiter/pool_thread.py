@@ -331,14 +331,17 @@ class PoolThread:
 
     def _act(self, decision: policy.Decision, now: float) -> bool:
         """Carry actions out, each if it is still possible: whether any changed something."""
-        acted = False
+        acted = refused = False
         spawns = 0
         for action in decision.actions:
             if isinstance(action, policy.Spawn):
                 spawns += 1
-                if spawns > SPAWNS_A_TURN:
+                if spawns > SPAWNS_A_TURN or refused:
                     continue
+                started = self.counters["spawns"]
                 acted |= self._spawn(action.generation, now)
+                # What refuses one refuses the others too: it is one failure, and one step of the back-off.
+                refused = self.counters["spawns"] == started
                 continue
             child = self.children.get(action.child)
             if child is None:

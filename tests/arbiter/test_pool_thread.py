@@ -176,6 +176,26 @@ class TestDyingChildren:
         assert len(pool.log.texts("could not be started")) == 2
         assert tries[1] - tries[0] >= 0.02 and tries[2] - tries[1] >= 0.04
 
+    def test_starts_that_fail_together_are_one_failure(
+        self, bench: Make, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Each was a step of the back-off: four children that could not be forked made it eight seconds."""
+        real = children.start
+        tries: list[float] = []
+
+        def start(*arguments: Any) -> Any:
+            tries.append(time.monotonic())
+            if len(tries) == 1:
+                raise BlockingIOError(11, "Resource temporarily unavailable")
+            return real(*arguments)
+
+        monkeypatch.setattr(children, "start", start)
+        pool = bench(min_pool_size=4, max_pool_size=4, worker_restart_delay="20ms")
+        pool.wait_children(4, State.IDLE)
+        assert pool.log.texts("could not be started")[0].endswith("next-try-in=0.02s")
+        assert len(pool.log.texts("could not be started")) == 1
+        assert len(tries) == 5
+
 
 class TestLending:
     def test_a_request_goes_through_a_child_and_the_child_comes_back(self, bench: Make) -> None:
