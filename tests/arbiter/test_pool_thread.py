@@ -185,7 +185,7 @@ class TestDyingChildren:
 
         def start(*arguments: Any) -> Any:
             tries.append(time.monotonic())
-            if len(tries) == 1:
+            if tries[-1] - tries[0] < 0.02:  # all of one turn, and none after the delay
                 raise BlockingIOError(11, "Resource temporarily unavailable")
             return real(*arguments)
 
