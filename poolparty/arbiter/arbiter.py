@@ -314,7 +314,6 @@ class PoolArbiter(Arbiter):
             self.log.debug("Reaped unknown child process (pid:%s, status:%s)", pid, status)
             return
         seat = self.seats.pop(pid)
-        answered = self.pool.answered(seat)
         self.pool.seat_reaped(seat)
         draining = self.draining.pop(pid, None) is not None
         self.log_worker_exit(pid, status)
@@ -323,8 +322,9 @@ class PoolArbiter(Arbiter):
         if draining or self.stopping:
             return
         if seat.booted:
-            # Like a child that has answered, one that has is replaced at once: it works, and was killed.
-            if answered:
+            # Like a child that has answered, one that has is replaced at once: it works. So is one that was
+            # killed: nobody does that to himself.
+            if seat.answered or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL):
                 self.boot_failures = 0
             elif time.monotonic() - seat.opened_at < YOUNG:
                 if self.boot_failures:

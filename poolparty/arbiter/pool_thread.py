@@ -42,9 +42,8 @@ from poolparty.pool.child import LIVE_STATES, Event, State
 from poolparty.pool.policy import Cause, ChildView, Limits, Policy
 from poolparty.settings import Options
 from poolparty.stats import report
-from poolparty.stats.counters import OUTCOMES
 from poolparty.stats.notice import Notice
-from poolparty.stats.scoreboard import COUNTER_INDEX, ChildWord, PoolWord, Scoreboard, SeatWord
+from poolparty.stats.scoreboard import ChildWord, PoolWord, Scoreboard, SeatWord
 
 __all__ = ["PoolThread", "Seat"]
 
@@ -178,11 +177,6 @@ class PoolThread:
         with self.lock:
             self.lending.reaped(seat)
             self.wake()
-
-    def answered(self, seat: Seat) -> bool:
-        """Whether an HTTP worker whose seat has not been given back has answered any request."""
-        base = self.scoreboard.seat_base(seat.id)
-        return any(self.scoreboard.words[base + COUNTER_INDEX[name]] for name in OUTCOMES)
 
     def child_exited(self, pid: int) -> bool:
         """Called under the lock for a process that waits to be reaped: reaps it and returns True if it is a

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING
 from poolparty.arbiter.children import Child
 from poolparty.pool.child import Event, State
 from poolparty.pool.policy import Cause, SeatView
-from poolparty.stats.scoreboard import SeatWord
+from poolparty.stats.counters import OUTCOMES
+from poolparty.stats.scoreboard import COUNTER_INDEX, SeatWord
 from poolparty.wire import seat as wire
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class Seat:
         self.closed_at: float | None = None  # its channel is at its end, its process perhaps not
         self.killed = False
         self.refused_until = 0.0
+        self.answered = False  # whether its HTTP worker, which is dead now, had answered any request
         self._booted = False
 
     @property
@@ -207,6 +209,8 @@ class Lending:
             self._pool.free_row(slot)
         seat.lost.clear()
         _ = seat.booted  # looked at a last time before the row is made new
+        base = self._board.seat_base(seat.id)
+        seat.answered = any(self._board.words[base + COUNTER_INDEX[name]] for name in OUTCOMES)
         self._board.retire_seat(seat.id)
         del self.seats[seat.id]
         self._free.append(seat.id)

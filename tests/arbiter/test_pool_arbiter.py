@@ -479,8 +479,9 @@ class TestForks:
         assert one.get()
         assert one.log.count("worker spawned") == 1, "its idle child was lent again"
 
-    def test_http_workers_that_answer_are_replaced_at_once_however_young_they_are_killed(
-        self, server: Any, wait_for: WaitFor
+    @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
+    def test_http_workers_that_work_are_replaced_at_once_however_young_they_die(
+        self, server: Any, wait_for: WaitFor, number: int
     ) -> None:
         """Each that was killed within five seconds doubled the wait for the next one, up to half a minute."""
         one = server()
@@ -488,7 +489,7 @@ class TestForks:
         for _ in range(5):
             assert one.get()
             (old,) = one.http_workers()
-            os.kill(old, signal.SIGKILL)
+            os.kill(old, number)
             wait_for(lambda old=old: one.http_workers() not in ([], [old]))
         assert one.get()
         assert time.monotonic() - began < 10
