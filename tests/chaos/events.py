@@ -232,7 +232,8 @@ def kill_http_worker(chaos: Chaos) -> str:
     workers = {row["pid"]: row["connections"] for row in chaos.victim.stats()["http_workers"]}
     pid = chaos.chance.choice(list(workers))
     chaos.grant(workers[pid] + 2, "its HTTP worker was killed", *(("*", kind) for kind in FAILED_HEAVILY))
-    os.kill(pid, chaos.chance.choice([signal.SIGKILL, signal.SIGSEGV]))
+    # One that crashes before it has answered anybody counts as one that does not work, and is waited with.
+    os.kill(pid, chaos.chance.choice([signal.SIGKILL, signal.SIGSEGV]) if workers[pid] else signal.SIGKILL)
     wait_until(lambda: pid not in chaos.victim.http_workers(), "the HTTP worker's end")
     return f"{pid} with {workers[pid]} connections"
 
