@@ -23,6 +23,11 @@ HOP_BY_HOP = frozenset(
 )
 """Fields about one connection (RFC 9110, 7.6.1): this connection is ours."""
 
+END_TO_END = frozenset(
+    (b"content-type", b"content-encoding", b"content-length", b"content-range", b"set-cookie")
+)
+"""Fields that Connection cannot take away (RFC 9110, 7.6.1: it must not name what is for every recipient)."""
+
 NO_BODY = frozenset((204, 205, 304))
 """Statuses whose response has no content (RFC 9110, 15.3.5, 15.3.6, 15.4.5), whatever the child sends."""
 
@@ -70,8 +75,10 @@ def _render(head: ResponseHead) -> Rendered:
     if not 200 <= status <= 599:
         raise AnswerError(f"the status {status} is outside 200-599")
     lines = [status_line(status)]
-    served = dated = typed = close = False
+    served = dated = typed = False
     length: bytes | None = None
+    options = connection_options(head)
+    single: dict[bytes, int] = {}
     for name, values in head.headers:
         if not _token(name):
             raise AnswerError(f"the header name {name[:80]!r} is no token")
@@ -79,8 +86,10 @@ def _render(head: ResponseHead) -> Rendered:
         for value in values:
             if _forbidden(value):
                 raise AnswerError(f"the value of the header {name.decode()!r} has a CR, LF or NUL in it")
-        if lower in HOP_BY_HOP:
-            close = close or (lower == b"connection" and any(b"close" in value.lower() for value in values))
+        if lower == b"upgrade" and status == 426 and values:
+            # The one answer that has to name a protocol (RFC 9110, 15.5.22): a field about this connection.
+            lines.append(b"Connection: upgrade\r\n")
+        elif lower in HOP_BY_HOP or lower in options:
             continue
         if lower == b"content-length":
             length = values[0] if len(values) == 1 and _digits(values[0]) else None
@@ -90,10 +99,28 @@ def _render(head: ResponseHead) -> Rendered:
             served = served or lower == b"server"
             dated = dated or lower == b"date"
             typed = typed or lower == b"content-type"
+            if lower in single:
+                lines[single[lower]] = b""
+            single[lower] = len(lines)
         lines += [b"%s: %s\r\n" % (name, value) for value in values]
     if not served:
         lines.insert(1, SERVER)
-    return Rendered(b"".join(lines), status, status in NO_BODY, dated, typed, length, close)
+    return Rendered(b"".join(lines), status, status in NO_BODY, dated, typed, length, b"close" in options)
+
+
+def connection_options(head: ResponseHead) -> set[bytes]:
+    """What a child's Connection fields list, in lower case: names of fields for one connection, and `close`.
+
+    Not the fields that tell what the content is: they are for the client whatever a child says.
+    """
+    options = {
+        option.strip(b" \t").lower()
+        for name, values in head.headers
+        if name.lower() == b"connection"
+        for value in values
+        for option in value.split(b",")
+    }
+    return options - END_TO_END
 
 
 DEFAULT_TYPE = b"Content-Type: text/plain; charset=utf-8\r\n"

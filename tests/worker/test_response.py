@@ -311,3 +311,33 @@ def test_an_answer_of_ours_is_a_sentence_as_plain_text(status: int, connection: 
 def test_an_answer_of_ours_to_head_has_the_length_and_no_body() -> None:
     whole = own_response(503, "server overloaded", DATE, False, b"")
     assert own_response(503, "server overloaded", DATE, True, b"") == whole[: whole.index(b"\r\n\r\n") + 4]
+
+
+# --- fields about the connection ---------------------------------------------------------------------------
+
+
+def test_only_426_names_a_protocol_to_upgrade_to() -> None:
+    headers: Headers = [(b"Upgrade", [b"HTTP/2.0"]), (b"Connection", [b"upgrade"])]
+    found = fields(426, headers=headers)
+    assert (found[b"upgrade"], found[b"connection"]) == ([b"HTTP/2.0"], [b"upgrade"])
+    assert not {b"upgrade", b"connection"} & fields(200, headers=headers).keys()
+
+
+def test_a_field_that_the_childs_connection_field_names_goes_no_further() -> None:
+    headers: Headers = [(b"X-Hop", [b"1"]), (b"X-End", [b"2"]), (b"Connection", [b"keep-alive, x-hop"])]
+    found = fields(headers=headers)
+    assert b"x-hop" not in found and found[b"x-end"] == [b"2"]
+    naming: Headers = [(b"Content-Type", [b"a/b"]), (b"Connection", [b"Content-Type"])]
+    assert fields(headers=naming)[b"content-type"] == [b"a/b"]
+
+
+@pytest.mark.parametrize(
+    ("value", "close"), [(b"close", True), (b"X, Close", True), (b"x-close", False), (b"closed", False)]
+)
+def test_a_child_closes_the_connection_with_this_word_alone(value: bytes, close: bool) -> None:
+    assert render(ResponseHead(200, [(b"Connection", [value])])).close is close
+
+
+def test_a_single_field_that_a_child_writes_in_two_cases_is_one_field() -> None:
+    headers: Headers = [(b"Content-Type", [b"a/b"]), (b"X", [b"1"]), (b"content-type", [b"c/d"])]
+    assert fields(headers=headers)[b"content-type"] == [b"c/d"]
