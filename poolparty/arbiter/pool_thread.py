@@ -17,6 +17,7 @@ in pool/policy.py.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import logging
 import os
@@ -66,6 +67,12 @@ SPAWNS_A_TURN = 4
 QUICK_GRACE = 1.0
 """Seconds from SIGTERM to SIGKILL at a quick stop."""
 
+OUT_OF_ROOM = frozenset((errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE))
+"""Why a start fails that succeeds once the machine has room again."""
+
+ROOM_PATIENCE = 5.0
+"""Seconds for which requests wait although the machine has no room for a child."""
+
 SPINNING = 1000
 """Turns in a row without an event after which something is wrong, and the loop slows down."""
 
@@ -111,6 +118,7 @@ class PoolThread:
         self._by_pid: dict[int, Child] = {}
         self._free_rows = list(range(rows - 1, -1, -1))
         self._last_child = 0
+        self._no_room_since: float | None = None  # since when starts fail for want of it
         self._owed = 0  # children lost by a fault and not replaced yet
         self._restarts: list[Callable[[str | None], None]] = []
         self._grace = options.worker_request_grace
@@ -311,7 +319,7 @@ class PoolThread:
         wake = earlier(wake, self.lending.watch(now))
         views = self._child_views(now)
         decision = self.policy.decide(now, views, self.lending.views(now))
-        self._tell_whether_down(views)
+        self._tell_whether_down(views, now)
         if self._measures_memory and self.children:
             wake = earlier(wake, now + sampling.SAMPLE_INTERVAL)
         acted = self._act(decision, now)
@@ -357,10 +365,12 @@ class PoolThread:
     def _measures_memory(self) -> bool:
         return bool(self.options.worker_memory_limit or self.options.worker_memory_kill)
 
-    def _tell_whether_down(self, views: list[ChildView]) -> None:
+    def _tell_whether_down(self, views: list[ChildView], now: float) -> None:
         """While the children die before they are ready, and none is left that serves, requests are not to
-        wait."""
+        wait. Where only the machine has no room for one, they wait for a while."""
         down = self.policy.failures > 1 and not any(view.state in LIVE_STATES for view in views)
+        if self._no_room_since is not None and now < self._no_room_since + ROOM_PATIENCE:
+            down = False
         self.scoreboard.words[self.scoreboard.pool_base + PoolWord.DOWN] = int(down)
 
     def _child_views(self, now: float) -> list[ChildView]:
@@ -408,6 +418,10 @@ class PoolThread:
         try:
             process = children.start(recipe, self._file_limit)
         except (OSError, ValueError) as error:
+            if not isinstance(error, OSError) or error.errno not in OUT_OF_ROOM:
+                self._no_room_since = None
+            elif self._no_room_since is None:
+                self._no_room_since = now
             delay = self.policy.spawn_failed(now)
             words = children.logfmt(
                 "a worker could not be started", error=error, command=recipe, next_try_in=f"{delay:g}s"
@@ -417,6 +431,7 @@ class PoolThread:
                 self.notice.publish(f"the new worker could not be started: {error}")
                 self._abandon_restart(f"the new worker could not be started: {error}")
             return True  # the policy has changed its mind: it knows when to try again
+        self._no_room_since = None
         self._last_child += 1
         slot = self._free_rows.pop()
         self.scoreboard.clear_child(slot)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import signal
@@ -17,7 +18,7 @@ import pytest
 from poolparty.arbiter import children
 from poolparty.errors import ConfigError
 from poolparty.pool.child import State
-from poolparty.stats.scoreboard import SeatWord
+from poolparty.stats.scoreboard import PoolWord, SeatWord
 from poolparty.wire import seat as wire
 
 Make = Callable[..., Any]
@@ -175,6 +176,22 @@ class TestDyingChildren:
         pool.wait_children(1, State.IDLE)
         assert len(pool.log.texts("could not be started")) == 2
         assert tries[1] - tries[0] >= 0.02 and tries[2] - tries[1] >= 0.04
+
+    @pytest.mark.parametrize(("number", "down"), [(errno.EAGAIN, 0), (errno.EMFILE, 0), (errno.EACCES, 1)])
+    def test_requests_wait_while_the_machine_has_no_room_for_a_child(
+        self, bench: Make, monkeypatch: pytest.MonkeyPatch, number: int, down: int
+    ) -> None:
+        """Half a second in which fork failed was taken for an application that does not start: 503 for all."""
+
+        def start(*arguments: Any) -> Any:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(children, "start", start)
+        pool = bench(worker_restart_delay="20ms")
+        pool.wait_log("could not be started", count=3)
+        board = pool.pool.scoreboard
+        with pool.pool.lock:
+            assert board.words[board.pool_base + PoolWord.DOWN] == down
 
     def test_starts_that_fail_together_are_one_failure(
         self, bench: Make, monkeypatch: pytest.MonkeyPatch
