@@ -179,6 +179,25 @@ def test_a_failure_before_anything_was_sent_is_answered_500(
     assert complaint in worker.leave()[1]
 
 
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        '"4\\r\\none\\n\\r\\na;x=y\\r\\n", "0123456789\\r\\n0\\r\\n\\r\\n"',
+        'split //, "1\\r\\na\\r\\n0\\r\\n\\r\\n"',
+    ],
+)
+def test_chunks_that_an_application_has_coded_are_decoded(psgi: Any, pieces: str) -> None:
+    """As Mojolicious does it: its coding of the body would reach the client as the body."""
+    worker = psgi(f"sub {{ [200, ['X' => 'y', 'Transfer-Encoding' => 'chunked'], [{pieces}]] }}")
+    expected = b"a" if "split" in pieces else b"one\n0123456789"
+    assert worker.ask() == (200, {"X": ["y"]}, expected)
+
+
+def test_chunks_that_break_off_are_an_error(psgi: Any) -> None:
+    worker = psgi("sub { [200, ['Transfer-Encoding' => 'chunked'], [\"4\\r\\non\"]] }")
+    assert worker.ask() == FAILURE
+
+
 def test_errors_go_to_the_log(psgi: Any) -> None:
     worker = psgi("sub { $_[0]{'psgi.errors'}->print(\"noted\\n\"); [200, [], []] }")
     assert worker.ask()[2] == b""

@@ -26,7 +26,21 @@ sub run {
 # Serve an application; the options are those of Poolparty::serve.
 sub serve_app {
     my ($app, %options) = @_;
-    Poolparty::serve(sub { $app->(environment($_[0])) }, %options);
+    Poolparty::serve(sub { _uncoded($app->(environment($_[0]))) }, %options);
+}
+
+# Mojolicious answers in chunks with the coding of HTTP/1.1 in the body: it is undone, for the framing is the server's.
+sub _uncoded {
+    my ($answer) = @_;
+    return $answer if ref $answer ne 'ARRAY' || @$answer != 3;
+    my ($status, $headers, $body) = @$answer;
+    my %coded = map { lc $_ => 1 } grep { defined } @$headers;
+    return $answer if !$coded{'transfer-encoding'} || !$coded{chunked};
+    my @plain;
+    for (my $at = 0; $at < @$headers; $at += 2) {
+        push @plain, @$headers[$at, $at + 1] if lc $headers->[$at] ne 'transfer-encoding';
+    }
+    return [$status, \@plain, bless { source => $body, coded => '' }, 'Poolparty::PSGI::Chunks'];
 }
 
 # The application that a .psgi file returns: a sub, or an object with to_app or call.
@@ -47,7 +61,7 @@ sub load_app {
     die "poolparty: $file returns no PSGI application (a sub), but '$app'\n";
 }
 
-# A request in PSGI's words.
+# A request in PSGI's words. The frame has the body whole, so what coded it on its way is not told.
 sub environment {
     my ($request) = @_;
     my $body = $request->body;
@@ -90,9 +104,37 @@ sub environment {
         $key = "HTTP_$key" if $key ne 'CONTENT_TYPE' && $key ne 'CONTENT_LENGTH';
         $environment{$key} = $headers->{$name};
     }
-    delete $environment{HTTP_TRANSFER_ENCODING};    # undone: the body is whole
+    delete $environment{HTTP_TRANSFER_ENCODING};
     $environment{CONTENT_LENGTH} //= length $body if length $body;
     return \%environment;
+}
+
+# What a body in chunks says, chunk by chunk; '' where its source has no more yet.
+package Poolparty::PSGI::Chunks;
+
+sub getline {
+    my ($self) = @_;
+    while (1) {
+        if ($self->{coded} =~ /\A([0-9a-fA-F]+)[^\r\n]*\r\n/) {
+            my ($start, $size) = ($+[0], hex $1);
+            return if !$size;
+            if (length $self->{coded} >= $start + $size + 2) {
+                my $chunk = substr $self->{coded}, $start, $size;
+                substr($self->{coded}, 0, $start + $size + 2) = '';
+                return $chunk;
+            }
+        }
+        my $source = $self->{source};
+        my $more   = ref $source eq 'ARRAY' ? shift @$source : $source->getline;
+        die "a body in chunks ends in the middle of one\n" if !defined $more;
+        return '' if $more eq '';
+        $self->{coded} .= $more;
+    }
+}
+
+sub close {
+    my $source = $_[0]{source};
+    $source->close if ref $source ne 'ARRAY' && (ref $source eq 'GLOB' || $source->can('close'));
 }
 
 1;
