@@ -181,7 +181,7 @@ class TestDyingChildren:
     def test_requests_wait_while_the_machine_has_no_room_for_a_child(
         self, bench: Make, monkeypatch: pytest.MonkeyPatch, number: int, down: int
     ) -> None:
-        """Half a second in which fork failed was taken for an application that does not start: 503 for all."""
+        """Half a second in which fork failed was taken for an application that does not start."""
 
         def start(*arguments: Any) -> Any:
             raise OSError(number, os.strerror(number))
