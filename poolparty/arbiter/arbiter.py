@@ -439,8 +439,9 @@ class PoolArbiter(Arbiter):
             self.log.exception("The reload goes on without what failed here")
         self.stale_age = self.worker_age
         self.boot_failures, self.not_before = 0, 0.0
-        if options.ctl_socket != self.pool.options.ctl_socket:
-            self.log.warning("ctl_socket stays what it was at the start; restart the server to change it")
+        for name in ("ctl_socket", "ctl_socket_group"):
+            if getattr(options, name) != getattr(self.pool.options, name):
+                self.log.warning("%s stays what it was at the start; restart the server to change it", name)
         self.pool.reload(options, self.cfg, self.reloaded)
         self.watch()
         self.manage_workers()
