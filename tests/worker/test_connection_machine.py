@@ -23,6 +23,9 @@ assert _spec is not None and _spec.loader is not None
 _side: Any = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_side)
 
+# What the server may say of a request itself; 502 to 504 are about the children.
+REFUSALS = {*range(400, 500), 501, 505}
+
 BROKEN = [
     b"GET /broken\r\n\r\n",
     b"GET /broken HTTP/1.1\r\n\r\n",
@@ -124,7 +127,7 @@ class ConnectionMachine(RuleBasedStateMachine):
         assert submitted == self.asked[: len(submitted)]
         assert b"" not in submitted
         done = self.side._answered
-        refusals = [at for at, status in enumerate(statuses) if 400 <= status < 500]
+        refusals = [at for at, status in enumerate(statuses) if status in REFUSALS]
         assert len(statuses) == done + len(refusals) or self.left
         assert not refusals or refusals == [len(statuses) - 1]
         if refusals and not self.timed_out:
