@@ -21,6 +21,7 @@ class Notice:
     def __init__(self) -> None:
         self._map = mmap.mmap(-1, SIZE)
         self._words = memoryview(self._map)[:HEAD].cast("Q")
+        self._whole = ""  # what this process read last
 
     def publish(self, text: str) -> None:
         """Show this text, its end if it is too long; "" takes the last one away. The arbiter's."""
@@ -31,13 +32,12 @@ class Notice:
         self._words[0] += 1
 
     def read(self) -> str:
-        """The text, "" if there is none."""
-        data = b""
+        """The text, "" if there is none. Where the arbiter has been stopped in the middle of a change, the text
+        before it."""
         for _ in range(TRIES):
-            if not self._words[1]:
-                return ""
             version = self._words[0]
             data = self._map[HEAD : HEAD + self._words[1]]
             if version % 2 == 0 and version == self._words[0]:
+                self._whole = data.decode(errors="replace")
                 break
-        return data.decode(errors="replace")
+        return self._whole

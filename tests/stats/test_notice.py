@@ -44,3 +44,13 @@ def test_a_text_is_read_whole_while_another_process_changes_it() -> None:
             assert notice.read() in texts
     finally:
         os.waitpid(pid, 0)
+
+
+def test_a_change_that_is_not_finished_shows_what_was_there_before() -> None:
+    """The arbiter may lose the processor in the middle of it; half of each text was shown then."""
+    notice = Notice()
+    notice.publish("before")
+    assert notice.read() == "before"
+    notice._words[0] += 1
+    notice._map[HEAD : HEAD + 3] = b"aft"
+    assert notice.read() == "before"
