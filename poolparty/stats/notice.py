@@ -32,8 +32,8 @@ class Notice:
         self._words[0] += 1
 
     def read(self) -> str:
-        """The text, "" if there is none. Where the arbiter has been stopped in the middle of a change, the text
-        before it."""
+        """The text, "" if there is none. Where the arbiter has been stopped in the middle of a change, the
+        text before it."""
         for _ in range(TRIES):
             version = self._words[0]
             data = self._map[HEAD : HEAD + self._words[1]]
