@@ -200,9 +200,19 @@ class Lease:
         poll.register(self.stdin, 0)
         if not any(mask & select.POLLERR for _, mask in poll.poll(0)):
             return False
+        return self.unread_requests() == len(self.outstanding)
+
+    def unread_requests(self) -> int:
+        """How many of the outstanding requests, counted from the last, the child has read nothing of."""
         unread = int.from_bytes(fcntl.ioctl(self.stdin, termios.FIONREAD, bytes(4)), sys.byteorder)
         unread += sum(map(len, self.unwritten or ()))
-        return unread >= sum(len(one.head) + sum(map(len, one.body)) for one in self.outstanding)
+        count = 0
+        for request in reversed(self.outstanding):
+            unread -= len(request.head) + sum(map(len, request.body))
+            if unread < 0:
+                break
+            count += 1
+        return count
 
     def run_ahead(self, request: Request) -> bool:
         """Write a request behind the one that runs. False: not now; nothing of it was written."""
@@ -345,8 +355,11 @@ class Lease:
         whole: list[tuple[Request, HTTPResponse]] = []
         why: str | None = None
         completed = False
+        # Answers of one write arrive together: the second of a child that answers twice would be given to the
+        # request that stands behind, if that is still to be seen unread.
+        unread = self.unread_requests() if len(events) > 1 and len(self.outstanding) > 1 else 0
         for event in events:
-            if not self.outstanding:
+            if not self.outstanding or (completed and len(self.outstanding) <= unread):
                 why = UNASKED
                 break
             request = self.outstanding[0]

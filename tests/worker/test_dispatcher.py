@@ -782,6 +782,35 @@ def test_a_request_that_somebody_may_still_read_is_not_run_elsewhere(pool: Pool)
     assert client.told == [502]
 
 
+def test_the_second_answer_of_a_child_that_answers_twice_is_nobodys(pools: Callable[..., Pool]) -> None:
+    """The request behind stood unread in the child's pipe, and was given it."""
+    pool = pools(pool_prefetch=4)
+    pool.hurry()
+    child = pool.child()
+    first, behind = pool.ask(b"/1"), pool.ask(b"/2")
+    assert child.target() == b"/1"
+    child.write(response(b"right") + response(b"wrong"))
+    assert first.told == [b"right"] and behind.told == []
+    assert pool.mail() == [Return(child.number, Reason.BROKEN)]
+    other = pool.child()
+    assert other.target() == b"/2"
+    other.answer(b"2")
+    assert behind.told == [b"2"]
+
+
+def test_answers_to_what_was_read_may_come_together(pools: Callable[..., Pool]) -> None:
+    pool = pools(pool_prefetch=4)
+    pool.hurry()
+    child = pool.child()
+    clients = [pool.ask(b"/%d" % n) for n in range(3)]
+    assert [child.target(), child.target()] == [b"/0", b"/1"]
+    child.write(response(b"0") + response(b"1"))
+    assert [client.told for client in clients] == [[b"0"], [b"1"], []]
+    assert child.target() == b"/2"
+    child.answer(b"2")
+    assert clients[2].told == [b"2"]
+
+
 def test_an_unsafe_request_whose_child_dies_gets_502(pool: Pool) -> None:
     other, child = pool.child(), pool.child()
     client = pool.ask(b"/", b"POST", b"x")
@@ -1247,6 +1276,8 @@ def test_more_answers_than_requests_end_the_child_also_when_they_come_together(
     child = pool.child()
     clients = [pool.ask() for _ in range(2)]
     waiting = pool.ask(b"/", b"POST")
+    child.receive()
+    child.receive()
     child.write(response(b"1") + response(b"2") + response(b"3"))
     assert [client.told for client in clients] == [[b"1"], [b"2"]]
     assert pool.mail() == [Return(child.number, Reason.BROKEN)]
