@@ -21,6 +21,24 @@ worker_class = "poolparty.GWorker"
 # A group whose members may use the control socket too (mode 0660).
 # ctl_socket_group = "operators"
 
+# Where the status page, /health, /ready and /metrics are served: HOST:PORT or unix:PATH.
+# admin_address = "127.0.0.1:8081"
+
+# A path of the public listeners below which the same pages are served, without the buttons.
+# admin_prefix = "/-/poolparty/"
+
+# Where HAProxy's agent check is answered: HOST:PORT or unix:PATH.
+# agent_address = "127.0.0.1:8082"
+
+# A request that runs longer is logged while it runs, 0 for never.
+# slowlog_timeout = "0"
+
+# Give every request an X-Request-Id that has none from a trusted proxy.
+# request_ids = False
+
+# Write the access log as one JSON object a line, in place of `access_log_format`.
+# access_log_json = False
+
 # Children that are kept however little there is to do.
 # min_pool_size = 1
 

@@ -157,6 +157,20 @@ def parse_address(value: object) -> str | None:
     return address
 
 
+def parse_own_address(value: object) -> tuple[str, int] | str | None:
+    """Of a listener of ours: (host, port), or the path of a Unix socket."""
+    if value is None or value == "":
+        return None
+    address = parse_address(value)
+    assert address is not None
+    parsed = util.parse_address(address)
+    if isinstance(parsed, tuple):
+        return str(parsed[0]), int(parsed[1])
+    if isinstance(parsed, str):
+        return parse_socket_path(parsed)
+    raise ValueError("this listener is opened by the server itself; give HOST:PORT or unix:PATH")
+
+
 def check_address(address: str) -> None:
     try:
         parsed = util.parse_address(address)
@@ -205,6 +219,10 @@ def parse_prefix(value: object) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"/[^?#%\x00-\x20\x7f]*", value):
         raise ValueError("this is no prefix of a path; give one that begins with a slash, as /static/")
     return value if value.endswith("/") else value + "/"
+
+
+def parse_optional_prefix(value: object) -> str | None:
+    return None if value is None or value == "" else parse_prefix(value)
 
 
 def parse_flag(value: object) -> bool:
@@ -326,6 +344,52 @@ OPTIONS = (
         A name or a number. Whoever may use the socket can restart, add and end children, and see who is
         connected; it runs no commands and reads no files. A server that root does not run has to be in the
         group itself.""",
+    ),
+    Option(
+        "admin_address", None, parse_own_address, "ADDRESS", example="127.0.0.1:8081",
+        text="""Where the status page, /health, /ready and /metrics are served: HOST:PORT or unix:PATH.
+
+        An address of its own, served by the master, so it answers when the HTTP workers do not. On loopback
+        or a Unix socket (mode 0600) the status page has buttons to restart, add and remove children; on any
+        other address it only shows. Off by default. docs/monitoring.md says more.""",
+    ),
+    Option(
+        "admin_prefix", None, parse_optional_prefix, "PATH", example="/-/poolparty/",
+        text="""A path of the public listeners below which the same pages are served, without the buttons.
+
+        For platforms that give an application one port. Whoever can reach the port sees them, requests'
+        targets included, so have the proxy in front keep strangers away. Off by default; what is below it
+        never reaches a child.""",
+    ),
+    Option(
+        "agent_address", None, parse_own_address, "ADDRESS", example="127.0.0.1:8082",
+        text="""Where HAProxy's agent check is answered: HOST:PORT or unix:PATH.
+
+        Each connection is told one line, a weight by the share of free children, `drain` while the children
+        are being restarted or the server stops, `down` while it could serve nothing. Off by default.""",
+    ),
+    Option(
+        "slowlog_timeout", "0", parse_duration, "DURATION",
+        text="""A request that runs longer is logged while it runs, 0 for never.
+
+        One line a request: method, target, age, the child's pid, the processor time it used and what it waits
+        for; and, where its worker library can, the script's own stack. docs/monitoring.md says more.""",
+    ),
+    Option(
+        "request_ids", False, parse_flag, None,
+        text="""Give every request an X-Request-Id that has none from a trusted proxy.
+
+        Children see it as a header, and it stands in the slow log and, with access_log_json, in the access
+        log. One that a proxy of `forwarded_allow_ips` sends is passed on, if it is at most 128 letters,
+        digits and characters of `-_.:/+=@`; anybody else's is replaced. Without this, the field is passed on
+        like any other.""",
+    ),
+    Option(
+        "access_log_json", False, parse_flag, None,
+        text="""Write the access log as one JSON object a line, in place of `access_log_format`.
+
+        With how long the request waited for a child and how long that took, the child's pid, and the ids in
+        X-Request-Id and traceparent. It needs `accesslog`.""",
     ),
     Option(
         "min_pool_size", 1, whole_number(0, MAX_CHILDREN - 1), "INT",
@@ -618,6 +682,12 @@ class Options:
     listen_address: str | None
     ctl_socket: str
     ctl_socket_group: str | None
+    admin_address: tuple[str, int] | str | None
+    admin_prefix: str | None
+    agent_address: tuple[str, int] | str | None
+    slowlog_timeout: float
+    request_ids: bool
+    access_log_json: bool
     min_pool_size: int
     max_pool_size: int
     worker_spawn_timeout: float

@@ -129,6 +129,12 @@ def test_the_defaults_are_those_of_the_original() -> None:
         listen_address=None,
         ctl_socket="./poolparty.sock",
         ctl_socket_group=None,
+        admin_address=None,
+        admin_prefix=None,
+        agent_address=None,
+        slowlog_timeout=0,
+        request_ids=False,
+        access_log_json=False,
         min_pool_size=1,
         max_pool_size=1,
         worker_spawn_timeout=0.05,
@@ -207,6 +213,11 @@ OTHER_VALUES: dict[str, tuple[Any, Any]] = {
     "static_no_brotli": ("true", True),
     "static_cache_dir": (Path("/var/cache/files"), "/var/cache/files"),
     "reload_paths": ("app.py:lib", ("app.py", "lib")),
+    "admin_address": ("localhost:81", ("localhost", 81)),
+    "admin_prefix": ("/-/pool", "/-/pool/"),
+    "agent_address": ("unix:/run/agent.sock", "/run/agent.sock"),
+    "request_ids": ("true", True),
+    "access_log_json": (True, True),
 }
 
 

@@ -479,9 +479,8 @@ class PoolArbiter(Arbiter):
 
     def application_changed(self, path: str) -> None:
         """Called in the watcher's thread."""
-        self.pool.log.info("%s", logfmt("the application has changed", file=os.path.relpath(path)))
         with self.pool.lock:
-            self.pool.restart_workers(self.restarted)
+            self.pool.restart_workers(self.restarted, f"the application has changed: {os.path.relpath(path)}")
 
     def restarted(self, error: str | None) -> None:
         """Called in the pool thread."""

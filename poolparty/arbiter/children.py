@@ -118,6 +118,7 @@ class Child:
     features: frozenset[str] | None = None  # None: it has not said Ready
     reader: FrameReader = field(default_factory=lambda: FrameReader(MAX_HANDSHAKE))
     replied: bool = False  # to the last health check
+    drain: bool = False  # somebody has asked for it to be replaced
 
     def move(self, event: Event) -> None:
         """Go on in its life. ValueError: it cannot, which is a bug."""

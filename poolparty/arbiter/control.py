@@ -11,19 +11,19 @@ client has more than HIGH_WATER unread, and a stream that is not read is closed.
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import grp
 import os
 import selectors
 import socket
-import stat
 import struct
 import time
 import traceback
 from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
+from poolparty.arbiter.acceptor import Acceptor
+from poolparty.arbiter.path_socket import PathSocket
+from poolparty.arbiter.seats import earlier
 from poolparty.errors import ConfigError, ControlError
 from poolparty.settings import complaint
 from poolparty.stats import report
@@ -41,23 +41,17 @@ HIGH_WATER = 64 * 1024
 COMMANDS_A_TURN = 16
 """Commands of one client that are run before others have their turn."""
 
-MAX_SOCKET_PATH = 107
-"""sun_path is 108 bytes on Linux, one of them the terminating NUL."""
-
-BACKLOG = 128
-MODE = 0o600
-GROUP_MODE = 0o660
 SO_PEERGROUPS = 59  # <asm-generic/socket.h>
 MAX_GROUPS = 256
 """As many as Python's getsockopt has room for; of a process with more only the first group counts."""
 
-CLAIM_TIMEOUT = 1.0
-"""Seconds to wait for another server that claims a socket in the same directory at this moment."""
-
-ACCEPT_PAUSE = 1.0
-"""Seconds without accepting after that has failed."""
-
 DEFAULT_INTERVAL = 10
+LOG_LINES = 20
+"""Lines of the log that `log` shows unless it is told how many."""
+
+LOG_POLL = 0.2
+"""Seconds until who follows the log is sent what is new."""
+
 MAX_INTERVAL = 86_400
 """Seconds between two rounds of collectd-metrics."""
 
@@ -70,6 +64,14 @@ class Log(Protocol):
     def error(self, message: str, *args: object) -> None: ...
 
 
+class Recent(Protocol):
+    """What is used of the relay: the log's last lines."""
+
+    @property
+    def last_line(self) -> int: ...
+    def lines_since(self, number: int) -> list[str]: ...
+
+
 class Pool(Protocol):
     """What is used of the PoolThread, whose loop calls the data of whatever is registered as `data(mask)`."""
 
@@ -78,7 +80,12 @@ class Pool(Protocol):
     def stats(self) -> dict[str, Any]: ...
     def spawn_workers(self, count: int) -> None: ...
     def remove_workers(self, count: int) -> None: ...
-    def restart_workers(self, done: Callable[[str | None], None]) -> None: ...
+    @property
+    def relay(self) -> Recent: ...
+    def restart_workers(self, done: Callable[[str | None], None], why: str) -> None: ...
+    def drain_worker(self, pid: int) -> None: ...
+    def kill_worker(self, pid: int) -> None: ...
+    def dump_worker(self, pid: int) -> str: ...
 
 
 class ControlServer:
@@ -94,10 +101,8 @@ class ControlServer:
         self._uids = {0, os.geteuid(), *uids}
         self._group = group
         self._gid: int | None = None  # known once it is open
-        self._listener: socket.socket | None = None
-        self._place = ""  # the path, whatever the working directory will be
-        self._inode = (0, 0)  # that of the socket's file
-        self._accept_again: float | None = None  # when, after it has failed
+        self._socket = PathSocket("ctl_socket", path, log)
+        self._acceptor = Acceptor("control socket", lambda: self.pool.selector, log, self._welcome)
         self._sessions: set[_Session] = set()
 
     # --- the socket's place in the file system -----------------------------------------------------------
@@ -108,27 +113,11 @@ class ControlServer:
         takeover: a live server there is our predecessor in an upgrade and is to lose its place. Called again,
         the place is taken again: after an upgrade that was rolled back.
         """
-        place = os.path.abspath(self.path)
         if self._group is not None:
             self._gid = self._find_group(self._group)
-        try:
-            folder_fd = _open_folder(os.path.dirname(place))
-        except OSError as error:
-            raise self._refusal(f"its directory cannot be used ({error.strerror}); make it") from None
-        try:
-            _lock(folder_fd)
-            if not takeover:
-                self._check(place, folder_fd)
-            listener, inode = _bind(place, folder_fd, self._gid)
-        except OSError as error:
-            raise self._refusal(
-                f"no socket can be made there ({error.strerror}); name another path"
-            ) from None
-        finally:
-            os.close(folder_fd)  # and with it the lock
-        self._forget_listener()
-        self._listener, self._place, self._inode = listener, place, inode
-        self._listen()
+        self._socket.open(takeover, self._gid, self._acceptor.stop)
+        assert self._socket.listener is not None
+        self._acceptor.start(self._socket.listener)
 
     def _find_group(self, name: str) -> int:
         try:
@@ -141,61 +130,18 @@ class ControlServer:
             raise ConfigError(complaint("ctl_socket_group", name, wrong))
         return gid
 
-    def _check(self, place: str, folder_fd: int) -> None:
-        """Whether a new socket may be put there: nothing is, or a socket that nobody answers on."""
-        try:
-            there = os.lstat(place)
-        except FileNotFoundError:
-            return
-        if not stat.S_ISSOCK(there.st_mode):
-            raise self._refusal(
-                "there is a file that is no socket, and it is left alone; move it or name another path"
-            )
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.setblocking(False)
-            answer = probe.connect_ex(_address(place, folder_fd))
-        if answer in (errno.ECONNREFUSED, errno.ENOENT):
-            return  # left behind by a crash
-        if answer in (0, errno.EAGAIN):  # EAGAIN: it listens, and has its backlog full
-            raise self._refusal("another server answers there; stop that one or name another path")
-        raise self._refusal(
-            f"there is a socket of somebody else's ({os.strerror(answer)}); name another path"
-        )
-
-    def _refusal(self, wrong: str) -> ConfigError:
-        return ConfigError(f"ctl_socket = {self.path!r}: {wrong}.")
-
-    def _forget_listener(self) -> None:
-        """Close the listening socket, and remove its file if that is still ours."""
-        if self._listener is None:
-            return
-        # Before it is closed: until then no other file can have its inode's number.
-        try:
-            if _inode(os.lstat(self._place)) == self._inode:
-                os.unlink(self._place)
-        except FileNotFoundError:
-            pass
-        except OSError as error:
-            self.log.warning("control socket: %s cannot be removed: %s", self._place, error.strerror)
-        if self._accept_again is None:
-            self.pool.selector.unregister(self._listener)
-        self._accept_again = None
-        self._listener.close()
-        self._listener = None
-
     def close(self) -> None:
         """End everything: who waits for a restart is told, the file is removed."""
-        self._forget_listener()
+        self._acceptor.stop()
+        self._socket.close()
         for session in list(self._sessions):
             session.abort("the server is stopping")
 
     def abandon(self) -> None:
         """Close the descriptors and nothing else: in a process forked from the arbiter."""
-        if self._listener is not None:
-            self._listener.close()
+        self._socket.abandon()
         for session in self._sessions:
             session.socket.close()
-        self._listener = None
         self._sessions = set()
 
     # --- the pool thread's loop --------------------------------------------------------------------------
@@ -203,43 +149,22 @@ class ControlServer:
     def deadline(self) -> float | None:
         """When `tick` wants to be called, in time.monotonic()'s terms."""
         times = [session.due for session in self._sessions if session.due is not None]
-        if self._accept_again is not None:
-            times.append(self._accept_again)
-        return min(times, default=None)
+        return earlier(self._acceptor.due, min(times, default=None))
 
     def tick(self, now: float) -> None:
         """Give a turn to every client whose time has come."""
-        if self._accept_again is not None and self._accept_again <= now:
-            self._listen()
+        self._acceptor.tick(now)
         for session in list(self._sessions):
             if session.due is not None and session.due <= now:
                 session.turn(now)
 
-    def _listen(self) -> None:
-        assert self._listener is not None
-        self._accept_again = None
-        self.pool.selector.register(self._listener, selectors.EVENT_READ, self._accept)
-
-    def _accept(self, mask: int) -> None:
-        assert self._listener is not None
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except (BlockingIOError, ConnectionAbortedError):
-                return
-            except OSError as error:
-                # Out of descriptors or memory: the client stays in the backlog, and the loop must not spin.
-                self.log.error("control socket: cannot accept a connection: %s", error.strerror)
-                self.pool.selector.unregister(self._listener)
-                self._accept_again = time.monotonic() + ACCEPT_PAUSE
-                return
-            client.setblocking(False)
-            refusal = self._why_not(client)
-            if refusal:
-                _send_what_fits(client, error_line(refusal).encode())
-                client.close()
-            else:
-                self._sessions.add(_Session(self, client))
+    def _welcome(self, client: socket.socket) -> None:
+        refusal = self._why_not(client)
+        if refusal:
+            _send_what_fits(client, error_line(refusal).encode())
+            client.close()
+        else:
+            self._sessions.add(_Session(self, client))
 
     def _why_not(self, client: socket.socket) -> str | None:
         credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
@@ -268,8 +193,11 @@ class _Session:
         self._output = bytearray()
         self._more = True  # it may still send
         self._waiting = False  # for a command that takes long
-        self._stream: tuple[int, str] | None = None  # interval and label of collectd-metrics
+        self._stream: Callable[[float], bool] | None = None  # goes on until the client leaves
+        self._interval = DEFAULT_INTERVAL  # of collectd-metrics, in seconds
+        self._label = ""
         self._next_metrics = 0.0
+        self._next_line = 0  # of the log
         self._leaving = False  # close when all is sent
         self._in_turn = False
         self._mask = 0
@@ -366,7 +294,7 @@ class _Session:
         """Run a turn's worth of commands. False: the client is to be closed."""
         for _ in range(COMMANDS_A_TURN):
             if self._stream is not None:
-                return self._metrics(now, *self._stream)
+                return self._stream(now)
             if self._waiting or self._leaving:
                 return True
             if len(self._output) > HIGH_WATER:
@@ -383,16 +311,29 @@ class _Session:
         self.due = now
         return True
 
-    def _metrics(self, now: float, interval: int, label: str) -> bool:
+    def _send_metrics(self, now: float) -> bool:
         if now >= self._next_metrics:
             if len(self._output) > MAX_PENDING:
                 return False
             host = socket.gethostname() or "_unknown_"
             stats = self._server.pool.stats()
-            self._output += report.collectd(stats, host, interval, label, time.time()).encode()
-            self._next_metrics = max(self._next_metrics, now - interval) + interval
+            self._output += report.collectd(stats, host, self._interval, self._label, time.time()).encode()
+            self._next_metrics = max(self._next_metrics, now - self._interval) + self._interval
         self.due = self._next_metrics
         return True
+
+    def _follow_log(self, now: float) -> bool:
+        if len(self._output) <= MAX_PENDING:
+            self._send_log()
+            self.due = now + LOG_POLL
+            return True
+        return False
+
+    def _send_log(self) -> None:
+        relay = self._server.pool.relay
+        last = relay.last_line
+        self._output += "".join(line + "\n" for line in relay.lines_since(self._next_line)).encode()
+        self._next_line = last + 1
 
     def _command(self, text: str) -> None:
         try:
@@ -423,7 +364,6 @@ class _Session:
 
     def _restart_workers(self, arguments: list[str]) -> bool:
         _expect_none(arguments)
-        self._log_command("restart-workers")
         self._waiting = True
 
         def done(error: str | None) -> None:
@@ -434,7 +374,7 @@ class _Session:
             self.turn(time.monotonic())
 
         try:
-            self._server.pool.restart_workers(done)
+            self._server.pool.restart_workers(done, "asked for on the control socket")
         except BaseException:
             self._waiting = False
             raise
@@ -473,9 +413,47 @@ class _Session:
             interval = DEFAULT_INTERVAL  # as the original
         if interval <= 0:
             interval = DEFAULT_INTERVAL
-        self._stream = min(interval, MAX_INTERVAL), arguments[1] if len(arguments) == 2 else ""
+        self._interval = min(interval, MAX_INTERVAL)
+        self._label = arguments[1] if len(arguments) == 2 else ""
+        self._stream = self._send_metrics
         self._next_metrics = time.monotonic()
         return True
+
+    def _metrics(self, arguments: list[str]) -> bool:
+        _expect_none(arguments)
+        from poolparty.stats import metrics  # an arbiter that nobody scrapes does without the library
+
+        self._output += metrics.render(self._server.pool.stats())
+        return False
+
+    def _ps(self, arguments: list[str]) -> bool:
+        _expect_none(arguments)
+        self._output += report.processes(self._server.pool.stats()).encode()
+        return False
+
+    def _drain(self, arguments: list[str]) -> bool:
+        self._server.pool.drain_worker(self._count("drain", arguments))
+        return False
+
+    def _kill(self, arguments: list[str]) -> bool:
+        self._server.pool.kill_worker(self._count("kill", arguments))
+        return False
+
+    def _dump(self, arguments: list[str]) -> bool:
+        self._output += self._server.pool.dump_worker(self._count("dump", arguments)).encode()
+        return False
+
+    def _log(self, arguments: list[str]) -> bool:
+        follows = arguments[:1] == ["-f"]
+        if len(arguments) > 1 + follows:
+            raise ControlError("unexpected arguments")
+        count = max(parse_int(arguments[-1]), 0) if len(arguments) > follows else LOG_LINES
+        self._next_line = self._server.pool.relay.last_line - count + 1
+        if follows:
+            self._stream = self._follow_log
+            return True
+        self._send_log()
+        return False
 
     def _exit(self, arguments: list[str]) -> bool:
         self._leaving = True
@@ -493,6 +471,12 @@ HANDLERS: dict[str, Callable[[_Session, list[str]], bool]] = {
     "remove-workers": _Session._remove_workers,
     "stats": _Session._stats,
     "collectd-metrics": _Session._collectd_metrics,
+    "ps": _Session._ps,
+    "drain": _Session._drain,
+    "kill": _Session._kill,
+    "dump": _Session._dump,
+    "log": _Session._log,
+    "metrics": _Session._metrics,
     "exit": _Session._exit,
 }
 assert list(HANDLERS) == [command.name for command in COMMANDS]
@@ -510,43 +494,6 @@ def _send_what_fits(client: socket.socket, data: bytes | bytearray) -> int | Non
         return None
 
 
-def _inode(status: os.stat_result) -> tuple[int, int]:
-    return status.st_dev, status.st_ino
-
-
-def _open_folder(path: str) -> int:
-    """A descriptor to lock the folder by, and to name what is in it."""
-    try:
-        return os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    except PermissionError:
-        return os.open(path, os.O_PATH | os.O_DIRECTORY)  # may be searched, not read
-
-
-def _lock(folder_fd: int) -> None:
-    """Keep others from claiming a socket in the folder at the same time, until the descriptor is closed.
-
-    Two servers that start at once would both find a stale socket, and the first lose its place to the second.
-    Where locking is impossible, or somebody holds the lock for purposes of his own, that risk is taken.
-    """
-    give_up = time.monotonic() + CLAIM_TIMEOUT
-    while True:
-        try:
-            return fcntl.flock(folder_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > give_up:
-                return None
-            time.sleep(0.01)
-        except OSError:
-            return None
-
-
-def _address(place: str, folder_fd: int) -> str:
-    """The path as a socket's address, which holds 107 bytes."""
-    if len(os.fsencode(place)) <= MAX_SOCKET_PATH:
-        return place
-    return f"/proc/self/fd/{folder_fd}/{os.path.basename(place)}"
-
-
 def _groups_of(client: socket.socket) -> tuple[int, ...]:
     """The supplementary groups that the process at the other end had when it connected.
 
@@ -557,30 +504,3 @@ def _groups_of(client: socket.socket) -> tuple[int, ...]:
     except OSError:
         return ()
     return struct.unpack(f"{len(packed) // 4}I", packed)
-
-
-def _bind(place: str, folder_fd: int, gid: int | None) -> tuple[socket.socket, tuple[int, int]]:
-    """A listening socket in place of what is at the path, and its inode. It has MODE from its first instant,
-    and the group's rights once it is the group's."""
-    temporary = f"{place}.{os.getpid()}"
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        with contextlib.suppress(FileNotFoundError):
-            if stat.S_ISSOCK(os.lstat(temporary).st_mode):
-                os.unlink(temporary)  # left by a crash just here
-        os.fchmod(listener.fileno(), MODE)  # Linux: bind makes the file with the mode of the descriptor
-        listener.bind(_address(temporary, folder_fd))
-        try:
-            if gid is not None:
-                os.chown(temporary, -1, gid, follow_symlinks=False)
-                os.chmod(temporary, GROUP_MODE)
-            listener.listen(BACKLOG)
-            inode = _inode(os.lstat(temporary))
-            os.rename(temporary, place)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-    except BaseException:
-        listener.close()
-        raise
-    return listener, inode

@@ -32,17 +32,19 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from poolparty.arbiter import children, sampling
+from poolparty.arbiter import children, sampling, slowlog
+from poolparty.arbiter.admin import AdminServer
 from poolparty.arbiter.children import EXPECTED, Child, Recipe
 from poolparty.arbiter.control import ControlServer
 from poolparty.arbiter.relay import Relay
 from poolparty.arbiter.seats import RETRY, Lending, Seat, earlier
-from poolparty.errors import FrameError
+from poolparty.errors import ControlError, FrameError
 from poolparty.pool import policy
-from poolparty.pool.child import LIVE_STATES, Event, State
+from poolparty.pool.child import LIVE_STATES, READY_STATES, Event, State
 from poolparty.pool.policy import Cause, ChildView, Limits, Policy
 from poolparty.settings import Options
-from poolparty.stats import report
+from poolparty.stats import events, report
+from poolparty.stats.history import History
 from poolparty.stats.notice import Notice
 from poolparty.stats.scoreboard import ChildWord, PoolWord, Scoreboard, SeatWord
 
@@ -102,6 +104,7 @@ class PoolThread:
         self.counters = {"spawns": 0, "restarts": 0, "deaths": 0}
         self.counters |= {ended_by(cause): 0 for cause in Cause}
         self.restart_error: str | None = None  # why the children are not those of the last restart asked for
+        self.events = events.new_log()
         self.started_at = time.monotonic()
         self.selector = selectors.DefaultSelector()
         self.lending = Lending(self)
@@ -109,6 +112,11 @@ class PoolThread:
         self.control = ControlServer(
             self, options.ctl_socket, self.log, uids=(cfg.uid,), group=options.ctl_socket_group
         )
+        self.admin = AdminServer(self, options.admin_address, options.agent_address, self.log)
+        self.history: History | None = None
+        if options.admin_address is not None or options.admin_prefix is not None:
+            self.history = History(self.scoreboard, self.started_at)
+        self.slow_log = slowlog.SlowLog(self)
         self.failure: BaseException | None = None
         self.ready = options.min_pool_size == 0  # whether a child has ever been
         self._on_failure, self._on_ready = on_failure, on_ready
@@ -156,12 +164,18 @@ class PoolThread:
     # --- called by the main thread -------------------------------------------------------------------------
 
     def claim(self, takeover: bool = False) -> None:
-        """Take the control socket's path, before anything is started. ConfigError: it is in use.
+        """Take the control socket's path and the admin addresses, before anything is started. ConfigError:
+        one is in use.
 
         takeover: in an upgrade, by the new server; and by the old one, if the new one has ended.
         """
         with self.lock:
             self.control.open(takeover)
+            try:
+                self.admin.open(takeover)
+            except BaseException:
+                self.control.close()
+                raise
 
     def start(self) -> None:
         """Start the threads; the first children are started in the pool thread, by nobody else."""
@@ -204,7 +218,7 @@ class PoolThread:
             self._grace = options.worker_request_grace
             self.policy.set_limits(self._limits(options))
             self._configured = Recipe.from_cfg(options, cfg)
-            self.restart_workers(done)
+            self.restart_workers(done, "the configuration was loaded again")
             self.wake()
 
     def begin_stop(self, graceful: bool) -> None:
@@ -239,14 +253,18 @@ class PoolThread:
 
     def describe(self) -> str:
         """How busy it is, for the process title: `pool default 3/8 busy`, and how many requests wait."""
-        words = self.scoreboard.words
         with self.lock:
-            live = [child for child in self.children.values() if child.state in LIVE_STATES]
-            busy = sum(not self.scoreboard.child_is_idle(child.slot) for child in live)
-            bases = [self.scoreboard.seat_base(seat) for seat in self.seats]
-            queued = sum(words[base + SeatWord.QUEUED] for base in bases)
+            busy, live, queued = self._load()
         waiting = f", {queued} queued" if queued else ""
-        return f"pool {report.POOL_NAME} {busy}/{len(live)} busy{waiting}"
+        return f"pool {report.POOL_NAME} {busy}/{live} busy{waiting}"
+
+    def _load(self) -> tuple[int, int, int]:
+        """How many children run a request, how many live, how many requests wait."""
+        words = self.scoreboard.words
+        live = [child for child in self.children.values() if child.state in LIVE_STATES]
+        busy = sum(not self.scoreboard.child_is_idle(child.slot) for child in live)
+        bases = [self.scoreboard.seat_base(seat) for seat in self.seats]
+        return busy, len(live), sum(words[base + SeatWord.QUEUED] for base in bases)
 
     def wake(self) -> None:
         """Have the loop take a turn. Any thread, and signal handlers."""
@@ -266,16 +284,71 @@ class PoolThread:
         self.policy.shrink(count)
         self.wake()
 
-    def restart_workers(self, done: Callable[[str | None], None]) -> None:
-        """Replace all children one by one; done(None) once the last old one has gone, done(why) if that
-        failed."""
+    def restart_workers(self, done: Callable[[str | None], None], why: str) -> None:
+        """Replace all children one by one; done(None) once the last old one has gone, done(error) if that
+        failed.
+
+        why: what the restart is for, as a clause.
+        """
         if self.policy.stopping:
             done("the server is stopping")
             return
+        self.log.info("%s", children.logfmt("restarting workers", reason=why))
+        self._tell("restart", f"restarting all workers: {why}")
         self._launched = self._configured
         self.policy.start_restart()
         self._restarts.append(done)
         self.wake()
+
+    def drain_worker(self, pid: int) -> None:
+        """Have a child replaced once another one is ready for it. ControlError: there is no such child."""
+        self._child_of(pid).drain = True
+        self.wake()
+
+    def kill_worker(self, pid: int) -> None:
+        """End a child at once, whatever it runs. ControlError: there is no such child."""
+        self._kill_now(self._child_of(pid), Cause.KILLED)
+        self.wake()
+
+    def dump_worker(self, pid: int) -> str:
+        """What a child does at this moment, as lines. ControlError: there is no such child."""
+        return slowlog.dump(self, self._child_of(pid), time.monotonic())
+
+    def _child_of(self, pid: int) -> Child:
+        child = self._by_pid.get(pid)
+        if child is None:
+            known = " ".join(map(str, sorted(self._by_pid))) or "none"
+            raise ControlError(f"no worker has the pid {pid}; there are: {known}")
+        return child
+
+    def why_not_ready(self) -> str | None:
+        """Why a request would find no child; None: one is ready, or can be started for it."""
+        words = self.scoreboard.words
+        if self.policy.stopping:
+            return "the server is stopping"
+        bases = [self.scoreboard.seat_base(seat.id) for seat in self.seats.values() if seat.booted]
+        if all(words[base + SeatWord.DRAINING] for base in bases):
+            return "no HTTP worker serves"
+        if any(child.state in READY_STATES for child in self.children.values()):
+            return None
+        if self.policy.failures:
+            failed = [event.text for event in self.events if event.kind in ("death", "end", "failure")]
+            return "no worker is ready" + (f"; the last one: {failed[-1]}" if failed else "")
+        return None if self.options.min_pool_size == 0 else "no worker is ready yet"
+
+    def capacity(self) -> tuple[str | None, float]:
+        """For a load balancer: `down` or `drain` if it is to send nothing new, and the share of children that
+        are free."""
+        if self.policy.stopping or self.policy.restarting:
+            return "drain", 0.0
+        if self.why_not_ready() is not None:
+            return "down", 0.0
+        busy, _, queued = self._load()
+        most = self.options.max_pool_size
+        return None, max(most - busy - queued, 0) / most
+
+    def _tell(self, kind: str, text: str, pid: int | None = None) -> None:
+        self.events.append(events.Event(round(time.time(), 3), kind, text, pid))
 
     # --- the loop ------------------------------------------------------------------------------------------
 
@@ -327,8 +400,14 @@ class PoolThread:
         if acted:
             return 0.0
         wake = earlier(earlier(wake, decision.wake), self.lending.retry_at)
-        self.control.tick(now)
-        wake = earlier(wake, self.control.deadline())
+        wake = earlier(wake, self.slow_log.watch(now))
+        if self.history is not None:
+            if now >= self.history.due:
+                self.history.sample(now, *self._load())
+            wake = earlier(wake, self.history.due)
+        for server in (self.control, self.admin):
+            server.tick(now)
+            wake = earlier(wake, server.deadline())
         return None if wake is None else max(wake - time.monotonic(), 0.0)
 
     def _act(self, decision: policy.Decision, now: float) -> bool:
@@ -398,6 +477,7 @@ class PoolThread:
                     requests=answered,
                     max_requests=words[base + ChildWord.MAX_REQUESTS],
                     rss=usage[child.pid].rss if child.pid in usage else 0,
+                    drain=child.drain,
                 )
             )
         return views
@@ -427,6 +507,7 @@ class PoolThread:
                 "a worker could not be started", error=error, command=recipe, next_try_in=f"{delay:g}s"
             )
             self.log.error("%s", words)
+            self._tell("failure", f"a worker could not be started: {error}")
             if generation == self.policy.generation:
                 self.notice.publish(f"the new worker could not be started: {error}")
                 self._abandon_restart(f"the new worker could not be started: {error}")
@@ -640,7 +721,10 @@ class PoolThread:
         level = logging.INFO
         if child.cause not in EXPECTED:
             level = logging.ERROR if child.ready_at is None else logging.WARNING
-        self.log.log(level, "%s", children.obituary(child, status, now, served, tail))
+        obituary = children.obituary(child, status, now, served, tail)
+        self.log.log(level, "%s", obituary)
+        if child.cause not in EXPECTED:
+            self._tell("death" if by_itself else "end", obituary, child.pid)
         if child.cause not in EXPECTED:
             words = children.exit_words(status)
             self._boot_failed(child, child.complaint or ", ".join(f"{key}={words[key]}" for key in words))
@@ -660,12 +744,14 @@ class PoolThread:
             return
         self.policy.abandon_restart()
         self.restart_error = why
+        self._tell("failure", f"the restart was given up: {why}")
         self._launched = self._proven
         self._tell_restarts(why)
 
     def _finish_restarts(self) -> None:
         if self._restarts and not self.policy.restarting:
             self.restart_error = None
+            self._tell("restart", "all workers have been replaced")
             self.notice.publish("")
             self._tell_restarts(None)
 
@@ -693,6 +779,7 @@ class PoolThread:
             self.lending.close_all()
             self._tell_restarts("the server is stopping")
             self.control.close()
+            self.admin.close()
             self.selector.close()
             os.close(self._wake_r)
             os.close(self._wake_w)
@@ -709,6 +796,7 @@ class PoolThread:
         side too.
         """
         self.control.abandon()
+        self.admin.abandon()
         self.lending.close_in_worker()
         numbers = [self._wake_r, self._wake_w, *self.relay.fds()]
         for child in self.children.values():

@@ -12,6 +12,7 @@ Runs in the arbiter. `attach`, `finish` and `Relay.log` may be called from any t
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import queue
@@ -40,6 +41,12 @@ MAX_LAST_OUTPUT = 1024 * 1024
 
 OUTPUT_LOGGER = "worker"
 """Name of children's logger below gunicorn.error."""
+
+RECENT = 1000
+"""Lines of the whole log that are kept for the control socket's `log`."""
+
+MAX_RECENT = 2000
+"""Characters of each."""
 
 TAIL = 20
 """Lines of each child that are kept for its obituary."""
@@ -74,6 +81,10 @@ def output_logger(target: Any) -> Any:
     if logger.level == logging.NOTSET:  # or a logconfig has said what it is to be
         logger.setLevel(logging.INFO)
     return logger
+
+
+def _timestamp() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S")
 
 
 class RelayLog:
@@ -166,6 +177,8 @@ class Relay:
             queue.SimpleQueue()
         )
         self._streams: dict[int, Stream] = {}  # by descriptor
+        self.last_line = 0  # its number: as many lines have been queued so far
+        self._recent: deque[str] = deque(maxlen=RECENT)
         self._own_pending = 0
         self._own_dropped = 0
         self._epoll: select.epoll | None = None
@@ -211,6 +224,19 @@ class Relay:
             else [self._epoll.fileno(), self._wake_r, self._wake_w]
         )
         return own + list(self._streams)
+
+    # --- the last lines ------------------------------------------------------------------------------------
+
+    def _remember(self, level: int, text: str) -> None:
+        """Keep a line for those who ask for the last ones. Under the lock."""
+        self.last_line += 1
+        self._recent.append(f"{_timestamp()} {logging.getLevelName(level).lower()} {text[:MAX_RECENT]}")
+
+    def lines_since(self, number: int) -> list[str]:
+        """The lines from this number on that are kept still, oldest first."""
+        with self._lock:
+            wanted = min(max(self.last_line - number + 1, 0), len(self._recent))
+            return list(itertools.islice(self._recent, len(self._recent) - wanted, None))
 
     # --- children's output ---------------------------------------------------------------------------------
 
@@ -284,6 +310,7 @@ class Relay:
             text = printable(line)
             stream.tail.append(text)
             stream.pending += len(line) + 1
+            self._remember(logging.INFO, f"worker-pid={stream.pid} {text}")
             self._queue.put((logging.INFO, "worker-pid=%d %s", (stream.pid, text), stream, len(line) + 1))
         return False
 
@@ -305,7 +332,14 @@ class Relay:
                 self._own_dropped += 1
                 return
             self._own_pending += 1
+            if self._target_level(level):
+                self._remember(level, message % args if args else message)
             self._queue.put((level, message, args, None, -1))
+
+    def _target_level(self, level: int) -> bool:
+        """Whether the log shows lines of this level."""
+        error_log = getattr(self._target, "error_log", None)
+        return not isinstance(error_log, logging.Logger) or error_log.isEnabledFor(level)
 
     def _write_all(self) -> None:
         """The log thread."""

@@ -1,4 +1,4 @@
-"""CPU and memory of the pool's processes, by psutil.
+"""CPU, memory and descriptors of the pool's processes, by psutil.
 
 Runs in the arbiter, in the pool thread, when somebody asks. A process is looked at no more than once a
 second, however many ask; one that has just gone is no error.
@@ -18,10 +18,13 @@ SAMPLE_INTERVAL = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What one process uses: resident memory in bytes, CPU since the sample before in percent of one core."""
+    """What one process uses: resident memory in bytes; CPU in percent of one core since the sample before,
+    and in seconds of its whole life; open descriptors, None where only root may count them."""
 
     rss: int
     cpu_percent: float
+    cpu_seconds: float = 0.0
+    fds: int | None = None
 
 
 @dataclass(slots=True)
@@ -65,13 +68,22 @@ class Sampler:
             times = process.cpu_times()
             cpu_seconds = times.user + times.system
             rss = process.memory_info().rss
+            fds = _descriptors(process)
             if last is None:
                 used, elapsed = cpu_seconds, time.time() - process.create_time()
             else:
                 used, elapsed = cpu_seconds - last.cpu_seconds, now - last.at
         # The kernel counts in ticks of 10 ms: over less time than that the quotient means nothing.
         percent = 100.0 * used / max(elapsed, 0.01)
-        return _Sample(process, now, cpu_seconds, Usage(rss, round(max(percent, 0.0), 1)))
+        usage = Usage(rss, round(max(percent, 0.0), 1), round(cpu_seconds, 2), fds)
+        return _Sample(process, now, cpu_seconds, usage)
+
+
+def _descriptors(process: psutil.Process) -> int | None:
+    try:
+        return int(process.num_fds())
+    except psutil.AccessDenied:
+        return None
 
 
 processes = Sampler()

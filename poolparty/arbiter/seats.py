@@ -60,6 +60,12 @@ class Seat:
         self.arbiter_end, self.worker_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.arbiter_end.setblocking(False)
         self.worker_end.setblocking(False)
+        self.admin_end: socket.socket | None = None  # the HTTP worker's end of its channel to the admin pages
+        if pool.options.admin_prefix is not None:
+            ours, self.admin_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            for end in (ours, self.admin_end):
+                end.setblocking(False)
+            pool.admin.adopt(ours)
         self.pid: int | None = None
         self.opened_at = time.monotonic()
         # Of use in the arbiter only:
@@ -81,7 +87,13 @@ class Seat:
     def forked(self, pid: int) -> None:
         """In the arbiter: the HTTP worker lives."""
         self.pid = pid
+        self.close_worker_ends()
+
+    def close_worker_ends(self) -> None:
+        """In the arbiter, which has no use for them."""
         self.worker_end.close()
+        if self.admin_end is not None:
+            self.admin_end.close()
 
     def enter_worker(self) -> None:
         """In the new HTTP worker, first of all; what is the arbiter's was closed as it was forked.
@@ -148,7 +160,7 @@ class Lending:
 
     def abandon(self, seat: Seat) -> None:
         """Nobody has taken it."""
-        seat.worker_end.close()
+        seat.close_worker_ends()
         self._close(seat)
         self._finish(seat)
 

@@ -41,6 +41,7 @@ class Cause(enum.Enum):
     MAX_REQUESTS = "max requests"
     MAX_AGE = "max age"
     IDLE_TIMEOUT = "idle timeout"
+    DRAINED = "drained"  # somebody asked for it by its pid
     MEMORY_LIMIT = "memory limit"
     MEMORY_KILL = "memory kill"
     STOP = "stop"
@@ -48,10 +49,13 @@ class Cause(enum.Enum):
     REQUEST_TIMEOUT = "request timeout"
     BOOT_TIMEOUT = "boot timeout"
     UNHEALTHY = "unhealthy"
+    KILLED = "killed"  # likewise
     LESSEE_DIED = "its HTTP worker died during a request"
 
 
-RECYCLED = frozenset((Cause.MAX_REQUESTS, Cause.MAX_AGE, Cause.IDLE_TIMEOUT, Cause.MEMORY_LIMIT))
+RECYCLED = frozenset(
+    (Cause.MAX_REQUESTS, Cause.MAX_AGE, Cause.IDLE_TIMEOUT, Cause.MEMORY_LIMIT, Cause.DRAINED)
+)
 """Why a child that is well is replaced by a new one, one at a time."""
 
 
@@ -92,6 +96,7 @@ class ChildView:
     requests: int = 0  # how many it has answered
     max_requests: int = 0  # after how many it is replaced, 0: never
     rss: int = 0  # its resident memory in bytes, 0: not known
+    drain: bool = False  # it is to be replaced: somebody asked for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -466,6 +471,8 @@ class Policy:
         for child in staying:
             if child.state not in READY_STATES:
                 continue
+            if child.drain:
+                return child.id, Cause.DRAINED
             if child.max_requests and child.requests >= child.max_requests:
                 return child.id, Cause.MAX_REQUESTS
             if limits.memory_limit and child.rss > limits.memory_limit:

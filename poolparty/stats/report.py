@@ -7,15 +7,17 @@ process table. `text` and `collectd` are functions of the object alone. Times in
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from poolparty.arbiter import sampling
 from poolparty.pool.child import LIVE_STATES, READY_STATES, State
-from poolparty.stats.counters import COUNTERS, OUTCOMES
+from poolparty.stats.counters import BOUNDS, COUNTERS, OUTCOMES
+from poolparty.stats.events import Event
 from poolparty.stats.scoreboard import COUNTER_INDEX, ChildWord, Scoreboard, SeatWord
 
 Snapshot = dict[str, Any]
@@ -83,6 +85,9 @@ class Pool(Protocol):
     def counters(self) -> Mapping[str, int]: ...
     @property
     def restart_error(self) -> str | None: ...
+    @property
+    def events(self) -> Iterable[Event]: ...
+    def why_not_ready(self) -> str | None: ...
 
 
 def snapshot(pool: Pool, sampler: sampling.Sampler = sampling.processes) -> Snapshot:
@@ -90,11 +95,12 @@ def snapshot(pool: Pool, sampler: sampling.Sampler = sampling.processes) -> Snap
     now = time.monotonic()
     words = pool.scoreboard.words
     seats = {seat.id: seat.pid for seat in pool.seats.values() if seat.pid}
-    usage = sampler.sample({*seats.values(), *(child.pid for child in pool.children.values())})
+    own_pid = os.getpid()
+    usage = sampler.sample({own_pid, *seats.values(), *(child.pid for child in pool.children.values())})
 
     def used(pid: int) -> dict[str, Any]:
         sample = usage.get(pid)
-        return {"rss": sample and sample.rss, "cpu_percent": sample and sample.cpu_percent}
+        return {name: sample and getattr(sample, name) for name in USAGE}
 
     http_workers = []
     queued = 0
@@ -108,6 +114,7 @@ def snapshot(pool: Pool, sampler: sampling.Sampler = sampling.processes) -> Snap
         http_workers.append(
             {
                 "pid": pid,
+                "slot": seat,
                 "connections": words[base + SeatWord.CONNECTIONS],
                 "requests": words[base + COUNTER_INDEX["requests"]],
                 "queued": waiting,
@@ -130,11 +137,13 @@ def snapshot(pool: Pool, sampler: sampling.Sampler = sampling.processes) -> Snap
         children.append(
             {
                 "pid": child.pid,
+                "slot": child.slot,
                 "state": _shown(child.state, busy),
                 "requests": words[pool.scoreboard.child_base(child.slot) + ChildWord.ANSWERED],
                 "age": round(max(now - child.spawned_at, 0.0), 1),
                 "generation": child.generation,
                 "http_worker": None if child.seat is None else seats.get(child.seat),
+                "runs": running(pool.scoreboard, child.slot, now),
                 **used(child.pid),
             }
         )
@@ -142,6 +151,8 @@ def snapshot(pool: Pool, sampler: sampling.Sampler = sampling.processes) -> Snap
     totals = pool.scoreboard.totals()
     return {
         "uptime": round(max(now - pool.started_at, 0.0), 1),
+        "not_ready": pool.why_not_ready(),
+        "arbiter": {"pid": own_pid, **used(own_pid)},
         "http_workers": http_workers,
         "pools": [
             {
@@ -163,10 +174,36 @@ def snapshot(pool: Pool, sampler: sampling.Sampler = sampling.processes) -> Snap
                     **{name: count for name, count in totals.items() if name not in OUTCOMES},
                     **{f"worker_{name}": count for name, count in pool.counters.items()},
                 },
+                "histograms": {
+                    name: {
+                        "buckets": [[*pair] for pair in zip((*BOUNDS, None), seen.counts, strict=True)],
+                        "count": seen.count,
+                        "sum": round(seen.sum, 6),
+                    }
+                    for name, seen in pool.scoreboard.distributions().items()
+                },
                 "children": children,
+                "events": [event.as_dict() for event in pool.events],
             }
         ],
     }
+
+
+USAGE = ("rss", "cpu_percent", "cpu_seconds", "fds")
+"""What is told of each process: fields of sampling.Usage."""
+
+
+def running(board: Scoreboard, slot: int, now: float) -> dict[str, Any] | None:
+    """What a child runs: for how many seconds and, once it takes a while, which request; None: nothing."""
+    told = board.runs(slot)
+    if told is None:
+        return None
+    started, text = told
+    runs: dict[str, Any] = {"seconds": round(max(now - started, 0.0), 3)}
+    if text:
+        request_id, method, target = text.decode("ascii", "backslashreplace").split(" ", 2)
+        runs |= {"method": method, "target": target, "request_id": None if request_id == "-" else request_id}
+    return runs
 
 
 def _shown(state: State, busy: bool) -> str:
@@ -210,6 +247,49 @@ def _child_line(child: Mapping[str, Any]) -> str:
         f"worker pid={child['pid']} state={child['state']} requests={child['requests']}"
         f" age={child['age']:.0f} rss={rss} cpu={cpu}"
     )
+
+
+def processes(snapshot: Snapshot) -> str:
+    """The output of `ps`: a table, the arbiter first, then HTTP workers, then children."""
+    rows = [("PID", "ROLE", "STATE", "REQUESTS", "AGE", "CPU%", "RSS", "FDS", "RUNS")]
+    arbiter = snapshot["arbiter"]
+    rows.append((str(arbiter["pid"]), "arbiter", "-", "-", f"{snapshot['uptime']:.0f}", *_used(arbiter), ""))
+    for worker in snapshot["http_workers"]:
+        state = "draining" if worker["draining"] else "serving"
+        connections = f"{worker['connections']} connections, {worker['queued']} queued"
+        rows.append(
+            (str(worker["pid"]), "http", state, str(worker["requests"]), "-", *_used(worker), connections)
+        )
+    for pool in snapshot["pools"]:
+        for child in pool["children"]:
+            rows.append(
+                (
+                    *(str(child["pid"]), "worker", child["state"], str(child["requests"])),
+                    *(f"{child['age']:.0f}", *_used(child), runs_text(child["runs"])),
+                )
+            )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    return "".join(
+        "  ".join((*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1])).rstrip()
+        + "\n"
+        for row in rows
+    )
+
+
+def _used(process: Mapping[str, Any]) -> tuple[str, str, str]:
+    cpu, rss, fds = (process[name] for name in ("cpu_percent", "rss", "fds"))
+    return (
+        "-" if cpu is None else f"{cpu:.1f}",
+        "-" if rss is None else f"{rss / 2**20:.1f}M",
+        "-" if fds is None else str(fds),
+    )
+
+
+def runs_text(runs: Mapping[str, Any] | None) -> str:
+    """What a child runs, as `12.3s GET /report`; empty: nothing, or nothing that takes a while."""
+    if runs is None or "method" not in runs:
+        return ""
+    return f"{runs['seconds']:.1f}s {runs['method']} {runs['target']}"
 
 
 def one_line(snapshot: Snapshot) -> str:

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import enum
 import mmap
+from dataclasses import dataclass
 
-from poolparty.stats.counters import COUNTERS
+from poolparty.stats.counters import BUCKETS, COUNTERS, HISTOGRAMS
 
 
 class SeatWord(enum.IntEnum):
@@ -45,15 +46,44 @@ class PoolWord(enum.IntEnum):
 
 
 SEAT_COUNTERS = len(SeatWord)
-SEAT_WORDS = 32
-CHILD_WORDS = 8
-POOL_WORDS = 8
 COUNTER_INDEX = {counter.name: SEAT_COUNTERS + i for i, counter in enumerate(COUNTERS)}
 """Where in a seat's row each counter stands."""
 
-assert SEAT_COUNTERS + len(COUNTERS) <= SEAT_WORDS
-assert len(ChildWord) <= CHILD_WORDS
-assert len(PoolWord) <= POOL_WORDS
+HISTOGRAM_WORDS = BUCKETS + 1
+HISTOGRAM_INDEX = {
+    histogram.name: SEAT_COUNTERS + len(COUNTERS) + i * HISTOGRAM_WORDS
+    for i, histogram in enumerate(HISTOGRAMS)
+}
+"""Where each histogram begins: its buckets, each for itself, and behind them the sum in seconds, a float."""
+
+CACHE_LINE = 8  # words
+
+
+def _whole_lines(words: int) -> int:
+    """So many words that no two rows share a cache line, each of which has another writer."""
+    return -(-words // CACHE_LINE) * CACHE_LINE
+
+
+SEAT_WORDS = _whole_lines(SEAT_COUNTERS + len(COUNTERS) + len(HISTOGRAMS) * HISTOGRAM_WORDS)
+CHILD_WORDS = _whole_lines(len(ChildWord))
+POOL_WORDS = _whole_lines(len(PoolWord))
+
+RUNS_BYTES = 240
+"""Bytes of the text that says what a child runs; what is longer is cut."""
+
+RUNS_WORDS = 2 + RUNS_BYTES // 8
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """A histogram's figures over all seats: the count of each bucket by itself, and the sum in seconds."""
+
+    counts: tuple[int, ...]
+    sum: float
+
+    @property
+    def count(self) -> int:
+        return sum(self.counts)
 
 
 class Scoreboard:
@@ -66,10 +96,12 @@ class Scoreboard:
     def __init__(self, seats: int, children: int) -> None:
         self.seats = seats
         self.children = children
-        self._map = mmap.mmap(-1, 8 * (POOL_WORDS + seats * SEAT_WORDS + children * CHILD_WORDS))
+        self._runs = POOL_WORDS + seats * SEAT_WORDS + children * CHILD_WORDS
+        self._map = mmap.mmap(-1, 8 * (self._runs + children * RUNS_WORDS))
         self.words = memoryview(self._map).cast("Q")
         self.times = memoryview(self._map).cast("d")
         self._gone = dict.fromkeys(COUNTER_INDEX, 0)
+        self._gone_distributions = {name: Distribution((0,) * BUCKETS, 0.0) for name in HISTOGRAM_INDEX}
 
     @property
     def pool_base(self) -> int:
@@ -97,8 +129,12 @@ class Scoreboard:
     def retire_seat(self, seat: int) -> None:
         """Add a dead seat's counters to the totals and make its row new. The arbiter's."""
         base = self.seat_base(seat)
-        for name, column in COUNTER_INDEX.items():
-            self._gone[name] += self.words[base + column]
+        self._gone = {
+            name: count + self.words[base + COUNTER_INDEX[name]] for name, count in self._gone.items()
+        }
+        self._gone_distributions = {
+            name: self._add(gone, name, seat) for name, gone in self._gone_distributions.items()
+        }
         for column in range(SEAT_WORDS):
             self.words[base + column] = 0
 
@@ -109,6 +145,54 @@ class Scoreboard:
             + sum(self.words[self.seat_base(seat) + column] for seat in range(self.seats))
             for name, column in COUNTER_INDEX.items()
         }
+
+    def distributions(self) -> dict[str, Distribution]:
+        """Every histogram over all seats, the dead ones included. Only the arbiter knows these."""
+        distributions = self._gone_distributions
+        for seat in range(self.seats):
+            distributions = {name: self._add(total, name, seat) for name, total in distributions.items()}
+        return distributions
+
+    def _add(self, total: Distribution, name: str, seat: int) -> Distribution:
+        first = self.seat_base(seat) + HISTOGRAM_INDEX[name]
+        counts = self.words[first : first + BUCKETS]
+        if not any(counts):
+            return total
+        added = tuple(before + count for before, count in zip(total.counts, counts, strict=True))
+        return Distribution(added, total.sum + self.times[first + BUCKETS])
+
+    # --- what a child runs ---------------------------------------------------------------------------------
+
+    def tell_runs(self, slot: int, number: int, text: bytes) -> None:
+        """Say what a child's request of this number is. Its lessee's, for requests that take a while.
+
+        number: how many requests the child was given up to this one. It is stored last, and is 0 meanwhile,
+        so that a reader takes no text for another's.
+        """
+        first = self._runs + slot * RUNS_WORDS
+        text = text[:RUNS_BYTES]
+        self.words[first] = 0
+        start = 8 * (first + 2)
+        self._map[start : start + len(text)] = text
+        self.words[first + 1] = len(text)
+        self.words[first] = number
+
+    def runs(self, slot: int) -> tuple[float, bytes] | None:
+        """What a child runs: since when, and the text if its lessee has told one (else it is empty); None: it
+        is idle."""
+        base = self.child_base(slot)
+        answered = self.words[base + ChildWord.ANSWERED]
+        if answered == self.words[base + ChildWord.SENT]:
+            return None
+        started = self.times[base + ChildWord.STARTED]
+        first = self._runs + slot * RUNS_WORDS
+        text = b""
+        if self.words[first] == answered + 1:
+            start = 8 * (first + 2)
+            text = self._map[start : start + min(self.words[first + 1], RUNS_BYTES)]
+            if self.words[first] != answered + 1:
+                text = b""
+        return started, text
 
     def child_is_idle(self, slot: int) -> bool:
         """Whether the child in this slot runs nothing."""

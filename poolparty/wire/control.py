@@ -46,6 +46,12 @@ COMMANDS = (
         "[INTERVAL [LABEL]]",
         "the same for collectd's exec plugin, every INTERVAL seconds (10) until the connection ends",
     ),
+    Command("ps", "", "a line for each process: what it is, what it uses, what it runs"),
+    Command("drain", "PID", "replace one worker, after its request and once another is ready"),
+    Command("kill", "PID", "end one worker at once, whatever it runs"),
+    Command("dump", "PID", "what one worker does now; its script's own stack goes to the log, if it can"),
+    Command("log", "[-f] [N]", "the last N lines (20) that workers and pool have logged; -f: go on"),
+    Command("metrics", "", "what a scrape by Prometheus gets"),
     Command("exit", "", "close the connection", listed=False),
 )
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, cast
 import httptools
 
 from poolparty.errors import AnswerError, RequestError
+from poolparty.stats.counters import STATUS_CLASSES
 from poolparty.stats.scoreboard import COUNTER_INDEX
 from poolparty.wire.bare import UINT, encode_string, encode_uint
 from poolparty.wire.frames import ResponseHead, encode_headers
@@ -41,6 +42,8 @@ from poolparty.worker.request import (
     may_become_request_line,
     not_normal,
 )
+from poolparty.worker.request_id import FIELD as ID_FIELD
+from poolparty.worker.request_id import SIZE as ID_SIZE
 from poolparty.worker.response import CLOSE, KEEP_ALIVE, Rendered, head_end, own_response, render
 
 if TYPE_CHECKING:
@@ -101,6 +104,8 @@ _ANSWERED = COUNTER_INDEX["answered"]
 _REQUESTS = COUNTER_INDEX["requests"]
 _REJECTED = COUNTER_INDEX["rejected"]
 _ABANDONED = COUNTER_INDEX["abandoned"]
+_BY_CLASS = (0, 0, *(COUNTER_INDEX[name] for name in STATUS_CLASSES))
+"""The counter of each class of statuses, by its digit."""
 _BYTES_SENT = COUNTER_INDEX["bytes_sent"]
 _BYTES_RECEIVED = COUNTER_INDEX["bytes_received"]
 
@@ -123,6 +128,7 @@ class Connection(asyncio.Protocol):
         "_block",
         "_block_fields",
         "_block_headers",
+        "_block_id",
         "_block_origin",
         "_block_start",
         "_client",
@@ -130,6 +136,7 @@ class Connection(asyncio.Protocol):
         "_direct",
         "_error",
         "_fields",
+        "_id_is_new",
         "_in_body",
         "_last",
         "_lease",
@@ -210,6 +217,8 @@ class Connection(asyncio.Protocol):
         self._block_origin = b""
         self._block_headers = b""
         self._block_fields: list[tuple[bytes, bytes]] = []
+        self._block_id = False  # whether each gets an X-Request-Id of its own
+        self._id_is_new = False  # the last request was given one
 
     # --- the transport's side ------------------------------------------------------------------------------
 
@@ -448,6 +457,7 @@ class Connection(asyncio.Protocol):
         self._block_origin = uri[: -len(request.target)]
         self._block_headers = encode_headers(headers) + b"\0"
         self._block_fields = request.fields
+        self._block_id = self._id_is_new
 
     def _repeats(self, data: bytes) -> bool:
         """Take a request whose fields are, byte for byte, those of the one before it. False: the parser has
@@ -465,6 +475,12 @@ class Connection(asyncio.Protocol):
         if line.end() - 2 > server.limit_request_line or not_normal(target) or server.draining:
             return False
         start, origin, headers = self._block_start, self._block_origin, self._block_headers
+        fields = self._block_fields
+        if self._block_id:
+            assert server.ids is not None
+            new = server.ids.next()  # as long as the one that stands there
+            headers = b"%s%s\0" % (headers[: -1 - ID_SIZE], new)
+            fields = [*fields[:-1], (ID_FIELD, new)]
         uri_size = len(origin) + len(target)
         uri_length = UINT[uri_size] if uri_size < 128 else encode_uint(uri_size)
         size = len(start) + len(uri_length) + uri_size + 1 + len(method) + len(headers)
@@ -480,7 +496,7 @@ class Connection(asyncio.Protocol):
                 headers,
             )
         )
-        request = Request(self, head, method, target, "1.1", self._block_fields, True)
+        request = Request(self, head, method, target, "1.1", fields, True)
         request.remote = start[1:]
         request.accepted = monotonic()
         server.words[server.base + _REQUESTS] += 1
@@ -520,6 +536,8 @@ class Connection(asyncio.Protocol):
             fields,
             keep_alive,
         )
+        if server.ids is not None:
+            self._id_is_new = server.ids.settle(built[0], built[1], self.trusted)
         self._request = built
         self._in_body = True
         self._fields = []
@@ -731,6 +749,8 @@ class Connection(asyncio.Protocol):
         size = len(data)
         words, base = server.words, server.base
         words[base + outcome] += 1
+        if outcome == _ANSWERED:
+            words[base + _BY_CLASS[rendered.status // 100]] += 1
         words[base + _BYTES_SENT] += size
         if server.access_log:
             server.log_access(self, request, rendered.status, size, head)
@@ -777,6 +797,8 @@ class Connection(asyncio.Protocol):
             self._started_response = None
             self._sent = 0
             self.server.count(outcome)
+            if outcome == _ANSWERED:
+                self.server.count(_BY_CLASS[rendered.status // 100])
             self.server.add(_BYTES_SENT, sent)
             self.server.log_access(self, request, rendered.status, sent)
             self._finished(request, sent)

@@ -20,16 +20,26 @@ import select
 import socket
 import sys
 import termios
+from bisect import bisect_left
 from collections import OrderedDict, deque
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from poolparty.errors import FrameError
-from poolparty.stats.scoreboard import COUNTER_INDEX, ChildWord, PoolWord, Scoreboard, SeatWord
+from poolparty.stats.counters import BOUNDS, BUCKETS
+from poolparty.stats.scoreboard import (
+    COUNTER_INDEX,
+    HISTOGRAM_INDEX,
+    ChildWord,
+    PoolWord,
+    Scoreboard,
+    SeatWord,
+)
 from poolparty.wire import seat as messages
 from poolparty.wire.frames import HTTPResponse, ResponseEvent, ResponsePiece, ResponseReader, ResponseStart
 from poolparty.wire.seat import Lend, Reason, Recall, Return, Want
 from poolparty.worker.access import quoted
+from poolparty.worker.request_id import id_of
 
 if TYPE_CHECKING:
     from poolparty.arbiter.pool_thread import Seat
@@ -63,6 +73,12 @@ it, until it has read or request_write_timeout has ended it: memory has an end t
 PIPE_BUDGET = 32 * LARGE_PIPE
 """Bytes of such pipes in one HTTP worker: a user's are limited (fs.pipe-user-pages-soft, 64 MiB by
 default)."""
+
+NOTABLE = 0.1
+"""Seconds: what a child has run for longer is told on the scoreboard at the next sweep."""
+
+MAX_SHOWN_ID = 64
+"""Bytes of a request's id on the scoreboard."""
 
 NEVER = float("inf")
 
@@ -108,6 +124,9 @@ class Lease:
         "reader",
         "reading",
         "recalled",
+        "shown",
+        "slot",
+        "stalled",
         "stdin",
         "stdout",
         "unwritten",
@@ -120,6 +139,7 @@ class Lease:
         self.dispatcher = dispatcher
         self.number = lend.lease
         self.pid = lend.pid
+        self.slot = lend.slot
         self.stdin = stdin
         self.stdout = stdout
         self.reader = ResponseReader()
@@ -130,6 +150,8 @@ class Lease:
         self.reading = False
         self.enlarged: tuple[int, ...] = ()  # those of its two pipes that are large, counted in the budget
         self.paused = 0.0  # when it was made to wait, time.monotonic()
+        self.stalled = 0.0  # seconds that it waited so with this large response
+        self.shown: Request | None = None  # of which the scoreboard tells that it runs it
         self.begun = False  # the head of a large response has gone to the client
         self.discarding = False  # a large response that nobody wants any more is read to its end
         base = dispatcher.board.child_base(lend.slot)
@@ -146,10 +168,10 @@ class Lease:
             self.reading = True
             self.dispatcher.loop.add_reader(self.stdout, self.on_readable)
             if self.outstanding:
-                # What it waited for its client is not its own time.
-                request = self.outstanding[0]
-                request.started += monotonic() - self.paused
-                self.dispatcher.times[self._started] = request.started
+                # What it waited for its client counts for no time limit of its own.
+                stalled = monotonic() - self.paused
+                self.stalled += stalled
+                self.dispatcher.times[self._started] += stalled
 
     def pause_reading(self) -> None:
         """Let the child wait: its client does not read. Never while others wait behind: that client's answer
@@ -170,6 +192,7 @@ class Lease:
         dispatcher.words[self._sent] += 1
         dispatcher.times[self._started] = now
         request.started = now
+        request.worker_pid = self.pid
         head = request.head
         try:
             if request.body:
@@ -188,6 +211,15 @@ class Lease:
             return False
         self.outstanding.append(request)
         return True
+
+    def show(self) -> None:
+        """Tell on the scoreboard what the child runs, for those who look at what takes long."""
+        request = self.outstanding[0]
+        if self.shown is not request:
+            self.shown = request
+            number = self.dispatcher.words[self._answered] + 1
+            text = b" ".join((id_of(request)[:MAX_SHOWN_ID] or b"-", request.method, request.target))
+            self.dispatcher.board.tell_runs(self.slot, number, text)
 
     def untouched(self) -> bool:
         """Whether the child has died, and had not read a byte of what it was to run.
@@ -225,6 +257,7 @@ class Lease:
             # Full, or the child is gone: then its fd 3 tells, and there it is handled.
             dispatcher.words[self._sent] -= 1
             return False
+        request.worker_pid = self.pid
         self.outstanding.append(request)
         return True
 
@@ -370,6 +403,7 @@ class Lease:
                 completed = True
             elif isinstance(event, ResponseStart):
                 self._enlarge(self.stdout)
+                self.stalled = 0.0
                 self.dispatcher.pace.add(NEVER)  # while it passes through, what stands behind it waits
                 self.begun = connection is not None and connection.start_response(
                     request, event.head, event.body_size, self
@@ -409,10 +443,20 @@ class Lease:
         if not self.left:
             self.recalled = True
         now = monotonic()
-        dispatcher.pace.add(now - request.started)
+        started = request.started
+        seconds = now - started
+        dispatcher.pace.add(seconds)
+        times = dispatcher.times
+        service = dispatcher.service
+        dispatcher.words[service + bisect_left(BOUNDS, seconds)] += 1
+        times[service + BUCKETS] += seconds
+        waited = started - request.accepted
+        queue_wait = dispatcher.queue_wait
+        dispatcher.words[queue_wait + bisect_left(BOUNDS, waited)] += 1
+        times[queue_wait + BUCKETS] += waited
         if self.outstanding:
             self.outstanding[0].started = now
-            dispatcher.times[self._started] = now
+            times[self._started] = now
 
     def _continue(self) -> None:
         """The child has room for another request, or none is left for it."""
@@ -504,6 +548,8 @@ class Dispatcher:
         self._want_delay = WANT_DELAY
         self._pool_down = self.board.pool_base + PoolWord.DOWN
         self._retried = self._base + COUNTER_INDEX["retried"]
+        self.service = self._base + HISTOGRAM_INDEX["service"]
+        self.queue_wait = self._base + HISTOGRAM_INDEX["queue_wait"]
         options = server.options
         self.prefetch = options.pool_prefetch
         self.passage = memoryview(bytearray(PASSAGE_SIZE))
@@ -646,11 +692,14 @@ class Dispatcher:
             if request.connection is not None:
                 request.connection.fail(request, 503)
         limit = now - self._request_timeout
-        late = [
-            lease
-            for lease in self.leases.values()
-            if lease.outstanding and lease.outstanding[0].started < limit and lease.reading
-        ]
+        notable = now - NOTABLE
+        late = []
+        for lease in self.leases.values():
+            if lease.outstanding and (started := lease.outstanding[0].started) < notable:
+                lease.show()
+                stalled = lease.stalled if lease.begun else 0.0
+                if started + stalled < limit and lease.reading:
+                    late.append(lease)
         for lease in late:
             self._time_out(lease)
 

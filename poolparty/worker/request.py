@@ -67,6 +67,7 @@ class Request:
         "started",
         "target",
         "version",
+        "worker_pid",
     )
 
     connection: Connection | None
@@ -74,6 +75,7 @@ class Request:
     body: list[bytes | bytearray]
     accepted: float  # seconds, time.monotonic(): when it had arrived whole
     started: float
+    worker_pid: int  # of the child that runs it or ran it, 0: none has
 
     def __init__(
         self,
@@ -98,6 +100,7 @@ class Request:
         self.retryable = method in SAFE_METHODS
         self.retried = False
         self.expects_continue = False
+        self.worker_pid = 0
 
 
 class FieldRules:

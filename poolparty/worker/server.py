@@ -22,12 +22,14 @@ from poolparty.worker.connection import Connection, Phase
 from poolparty.worker.dispatcher import Dispatcher
 from poolparty.worker.forwarded import NO_PEER, Proxies, host_and_port
 from poolparty.worker.request import FieldRules
+from poolparty.worker.request_id import RequestIds
 from poolparty.worker.response import CLOSE, own_response
 
 if TYPE_CHECKING:
     from poolparty.arbiter.pool_thread import Seat
     from poolparty.settings import Options
     from poolparty.wire.frames import ResponseHead
+    from poolparty.worker.admin_pages import AdminPages
     from poolparty.worker.broken_page import BrokenPage
     from poolparty.worker.request import Request
     from poolparty.worker.static import StaticFiles
@@ -122,7 +124,15 @@ class Server:
             self.broken = BrokenPage(seat.notice)
             takes, broken = self.takes, self.broken.takes
             self.takes = broken if takes is None else lambda request: takes(request) or broken(request)
-        self.access = AccessLog(log, cfg)
+        self.admin: AdminPages | None = None
+        if options.admin_prefix is not None and seat.admin_end is not None:
+            from poolparty.worker.admin_pages import AdminPages
+
+            self.admin = AdminPages(self, options.admin_prefix, seat.admin_end)
+            others, admin = self.takes, self.admin.takes
+            self.takes = admin if others is None else lambda request: admin(request) or others(request)
+        self.ids = RequestIds() if options.request_ids else None
+        self.access = AccessLog(log, cfg, options.access_log_json)
         self.access_log = self.access.enabled
         self.date = b""
         self._date_second = 0

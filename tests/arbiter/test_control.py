@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from poolparty.arbiter import control
+from poolparty.arbiter import acceptor, control
 from poolparty.arbiter.control import HIGH_WATER, MAX_PENDING, ControlServer
 from poolparty.errors import ConfigError, ControlError
 from poolparty.pool.child import State
@@ -46,6 +46,9 @@ class FakePool:
         self.policy = SimpleNamespace(target=2, generation=0, restarting=False)
         self.counters = {"spawns": 2, "restarts": 3, "deaths": 1}
         self.restart_error: str | None = None
+        self.events: list[Any] = []
+        self.relay = SimpleNamespace(last_line=0, lines_since=lambda number: self.lines[max(number - 1, 0) :])
+        self.lines: list[str] = []
         self.children = {
             1: SimpleNamespace(
                 id=1,
@@ -83,10 +86,29 @@ class FakePool:
     def remove_workers(self, count: int) -> None:
         self.asked.append(("remove", count))
 
-    def restart_workers(self, done: Callable[[str | None], None]) -> None:
+    def restart_workers(self, done: Callable[[str | None], None], why: str) -> None:
         if self.fault is not None:
             raise self.fault
         self.restarts.append(done)
+
+    def why_not_ready(self) -> str | None:
+        return None
+
+    def drain_worker(self, pid: int) -> None:
+        self.asked.append(("drain", pid))
+
+    def kill_worker(self, pid: int) -> None:
+        if pid != os.getpid():
+            raise ControlError(f"no worker has the pid {pid}")
+        self.asked.append(("kill", pid))
+
+    def dump_worker(self, pid: int) -> str:
+        return f'msg="worker" worker-pid={pid}\n'
+
+    def say(self, line: str) -> None:
+        """A line of the log."""
+        self.lines.append(line)
+        self.relay.last_line += 1
 
     # What the tests use.
 
@@ -199,7 +221,8 @@ def ask(path: Path, lines: bytes) -> bytes:
         (
             b"bogus",
             "ERROR: unknown command, want "
-            "restart-workers|spawn-workers|remove-workers|stats|collectd-metrics",
+            "restart-workers|spawn-workers|remove-workers|stats|collectd-metrics"
+            "|ps|drain|kill|dump|log|metrics",
         ),
         (b"'stats", "ERROR: No closing quotation"),
         (b'"stats', "ERROR: No closing quotation"),
@@ -360,7 +383,7 @@ def test_a_half_closed_client_still_gets_the_answer_to_its_restart(
 def test_a_restart_that_ends_at_once_is_answered(
     server: ControlServer, pool: FakePool, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool, "restart_workers", lambda done: done(None))
+    monkeypatch.setattr(pool, "restart_workers", lambda done, why: done(None))
     assert ask(path, b"restart-workers\nrestart-workers\n") == b"OK\nOK\n"
 
 
@@ -536,7 +559,7 @@ def test_more_clients_than_there_may_be_are_refused(
 def test_without_descriptors_left_the_loop_waits_and_then_accepts(
     server: ControlServer, pool: FakePool, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(control, "ACCEPT_PAUSE", 0.05)
+    monkeypatch.setattr(acceptor, "ACCEPT_PAUSE", 0.05)
 
     class Exhausted:
         def __init__(self, listener: socket.socket) -> None:
@@ -553,9 +576,9 @@ def test_without_descriptors_left_the_loop_waits_and_then_accepts(
             return getattr(self.listener, name)
 
     with pool.lock:
-        assert server._listener is not None
-        exhausted = Exhausted(server._listener)
-        server._listener = exhausted  # type: ignore[assignment]
+        assert server._acceptor._listener is not None
+        exhausted = Exhausted(server._acceptor._listener)
+        server._acceptor._listener = exhausted  # type: ignore[assignment]
     assert ask(path, b"spawn-workers 0\n") == b"OK\n"
     assert 3 <= exhausted.failures <= 5
 
@@ -836,6 +859,51 @@ sys.stdin.readline()
     finally:
         for server in servers:
             server.communicate("\n", timeout=DEADLINE)
+
+
+# --- one worker by its pid, and the log
+
+
+def test_commands_about_one_worker_reach_it_by_its_pid(
+    server: ControlServer, pool: FakePool, path: Path
+) -> None:
+    pid = os.getpid()
+    assert ask(path, f"drain {pid}\nkill {pid}\n".encode()) == b"OK\nOK\n"
+    assert pool.asked == [("drain", pid), ("kill", pid)]
+    assert ask(path, f"dump {pid}\n".encode()) == f'msg="worker" worker-pid={pid}\nOK\n'.encode()
+    assert ask(path, b"kill 1\n") == b"ERROR: no worker has the pid 1\n"
+    assert ask(path, b"kill\n") == b"ERROR: expected a single argument\n"
+
+
+def test_the_log_shows_as_many_lines_as_are_asked_for(
+    server: ControlServer, pool: FakePool, path: Path
+) -> None:
+    for number in range(50):
+        pool.say(f"line {number}")
+    assert ask(path, b"log 2\n") == b"line 48\nline 49\nOK\n"
+    assert len(ask(path, b"log\n").splitlines()) == 21
+    assert ask(path, b"log many\n").startswith(b"ERROR: strconv.ParseInt")
+    assert ask(path, b"log -f 2 3\n") == b"ERROR: unexpected arguments\n"
+
+
+def test_who_follows_the_log_gets_each_line_once(server: ControlServer, pool: FakePool, path: Path) -> None:
+    pool.say("before")
+    with connect(path) as client:
+        client.sendall(b"log -f 1\n")
+        lines = client.makefile("rb")
+        assert lines.readline() == b"before\n"
+        for number in range(3):
+            with pool.lock:
+                pool.say(f"line {number}")
+            assert lines.readline() == f"line {number}\n".encode()
+        lines.close()
+
+
+def test_metrics_and_ps_are_made_of_what_stats_says(
+    server: ControlServer, pool: FakePool, path: Path
+) -> None:
+    assert b'poolparty_worker_restarts_total{pool="default"} 3.0\n' in ask(path, b"metrics\n")
+    assert ask(path, b"ps\n").splitlines()[2].split()[:3] == [str(os.getpid()).encode(), b"worker", b"idle"]
 
 
 # --- with the tools people use

@@ -12,12 +12,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from poolparty.arbiter.sampling import Sampler, Usage
 from poolparty.pool.child import State
-from poolparty.stats import report
-from poolparty.stats.counters import COUNTERS
-from poolparty.stats.scoreboard import COUNTER_INDEX, ChildWord, Scoreboard, SeatWord
+from poolparty.stats import metrics, report
+from poolparty.stats.counters import BOUNDS, BUCKETS, COUNTERS
+from poolparty.stats.events import Event
+from poolparty.stats.scoreboard import COUNTER_INDEX, HISTOGRAM_INDEX, ChildWord, Scoreboard, SeatWord
 
 
 class FakeSampler(Sampler):
@@ -28,7 +30,7 @@ class FakeSampler(Sampler):
         self.gone = gone
 
     def sample(self, pids: Any) -> dict[int, Usage]:
-        return {pid: Usage(rss=pid * 1000, cpu_percent=1.5) for pid in pids if pid not in self.gone}
+        return {pid: Usage(pid * 1000, 1.5, 2.5, 9) for pid in pids if pid not in self.gone}
 
 
 @dataclass
@@ -51,11 +53,15 @@ class FakePool:
     counters: dict[str, int] = field(default_factory=lambda: {"spawns": 9, "restarts": 4, "deaths": 5})
     policy: Any = field(default_factory=lambda: SimpleNamespace(target=3, generation=2, restarting=True))
     restart_error: str | None = "it did not boot"
+    events: list[Any] = field(default_factory=list)
     options: Any = field(
         default_factory=lambda: SimpleNamespace(
             pool_cmd=("janet", "my app.janet"), min_pool_size=1, max_pool_size=8
         )
     )
+
+    def why_not_ready(self) -> str | None:
+        return None
 
     def add_child(self, state: State, sent: int = 0, answered: int = 0, seat: int | None = None) -> FakeChild:
         slot = len(self.children)
@@ -152,12 +158,15 @@ def test_http_workers_show_their_rows_and_a_seat_without_a_process_is_left_out()
     assert [worker["pid"] for worker in found] == [71, 72]
     assert found[0] == {
         "pid": 71,
+        "slot": 0,
         "connections": 30,
         "requests": 100,
         "queued": 2,
         "draining": True,
         "rss": 71_000,
         "cpu_percent": 1.5,
+        "cpu_seconds": 2.5,
+        "fds": 9,
     }
 
 
@@ -173,6 +182,7 @@ def test_totals_include_http_workers_that_have_gone() -> None:
         "failed": 3,
         "timed_out": 0,
         "static": 0,
+        "admin": 0,
         "abandoned": 0,
     }
     assert found["counters"]["bytes_sent"] == 2**40
@@ -221,7 +231,7 @@ def test_collectd_gets_the_lines_of_the_original_first() -> None:
         "putval web1/poolparty/gauge-workers interval=10 1795487909:6",
         "putval web1/poolparty/counter-worker-restarts interval=10 1795487909:4",
     ]
-    shape = r"putval web1/poolparty/(gauge|counter)-[a-z-]+ interval=10 1795487909:\d+"
+    shape = r"putval web1/poolparty/(gauge|counter)-[a-z0-9-]+ interval=10 1795487909:\d+"
     assert all(re.fullmatch(shape, line) for line in lines)
     identifiers = [line.split()[1] for line in lines]
     assert len(set(identifiers)) == len(identifiers)
@@ -252,3 +262,101 @@ def test_the_real_process_table_is_asked_when_nothing_else_is_given() -> None:
     (shown,) = report.snapshot(pool)["pools"][0]["children"]
     assert shown["rss"] > 1_000_000
     assert shown["cpu_percent"] >= 0
+
+
+# What a child runs.
+
+
+def test_a_request_that_takes_a_while_is_told_and_a_quick_one_is_not() -> None:
+    pool = busy_pool()
+    board = pool.scoreboard
+    board.times[board.child_base(1) + ChildWord.STARTED] = time.monotonic() - 3
+    board.tell_runs(1, 8, b"abc-1 GET /report?year=2026")
+    board.tell_runs(3, 1, b"- GET /the-one-before")
+    children = snapshot(pool)["pools"][0]["children"]
+    runs = children[1]["runs"]
+    assert runs.pop("seconds") == pytest.approx(3, abs=1)
+    assert runs == {"method": "GET", "target": "/report?year=2026", "request_id": "abc-1"}
+    assert set(children[3]["runs"]) == {"seconds"}
+    assert children[0]["runs"] is None
+
+
+def test_ps_shows_every_process_once_and_what_runs() -> None:
+    pool = busy_pool()
+    board = pool.scoreboard
+    board.times[board.child_base(1) + ChildWord.STARTED] = time.monotonic() - 3
+    board.tell_runs(1, 8, b"- GET /report")
+    head, *lines = report.processes(snapshot(pool, gone=frozenset({500}))).splitlines()
+    assert head.split() == ["PID", "ROLE", "STATE", "REQUESTS", "AGE", "CPU%", "RSS", "FDS", "RUNS"]
+    assert [line.split()[:2] for line in lines[:3]] == [
+        [str(os.getpid()), "arbiter"], ["71", "http"], ["72", "http"],
+    ]  # fmt: skip
+    assert [line.split()[0] for line in lines[3:]] == [str(500 + slot) for slot in range(7)]
+    assert lines[3].split()[5:] == ["-", "-", "-"]
+    assert re.search(r" 3\.\ds GET /report$", lines[4])
+
+
+# Prometheus.
+
+
+def samples(pool: FakePool) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    text = metrics.render(snapshot(pool)).decode()
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_prometheus_gets_what_stats_shows() -> None:
+    pool = busy_pool()
+    found = samples(pool)
+    default = ("pool", "default")
+    assert found["poolparty_requests_total", (default,)] == 111
+    assert found["poolparty_request_outcomes_total", (("outcome", "answered"), default)] == 101
+    assert found["poolparty_response_bytes_total", (default,)] == 2**40
+    assert found["poolparty_workers", (default,)] == 6
+    assert found["poolparty_queue_length", (default,)] == 3
+    assert found["poolparty_restarting", (default,)] == 1
+    assert found["poolparty_worker_restarts_total", (default,)] == 4
+    assert found["poolparty_connections", ()] == 35
+    assert found["poolparty_ready", ()] == 1
+    assert (
+        found["poolparty_process_resident_memory_bytes", (("role", "http_worker"), ("slot", "0"))] == 71_000
+    )
+    assert found["poolparty_process_open_fds", (("role", "worker"), ("slot", "2"))] == 9
+
+
+def test_a_histogram_is_cumulative_and_ends_with_what_stats_counts() -> None:
+    pool = busy_pool()
+    board = pool.scoreboard
+    first = board.seat_base(1) + HISTOGRAM_INDEX["service"]
+    for bucket in range(BUCKETS):
+        board.words[first + bucket] = bucket + 1
+    board.times[first + BUCKETS] = 12.5
+    found = samples(pool)
+    name = "poolparty_service_seconds"
+    default = ("pool", "default")
+    assert found[f"{name}_count", (default,)] == BUCKETS * (BUCKETS + 1) / 2
+    assert found[f"{name}_sum", (default,)] == 12.5
+    assert found[f"{name}_bucket", (("le", "0.0005"), default)] == 1
+    assert found[f"{name}_bucket", (("le", "0.001"), default)] == 3
+    shown = snapshot(pool)["pools"][0]["histograms"]["service"]
+    assert shown["buckets"][-1] == [None, BUCKETS]
+    assert [bound for bound, _ in shown["buckets"]][:-1] == list(BOUNDS)
+    assert (shown["count"], shown["sum"]) == (found[f"{name}_count", (default,)], 12.5)
+
+
+def test_every_metric_has_a_type_help_and_a_name_of_ours() -> None:
+    text = metrics.render(snapshot(busy_pool())).decode()
+    for family in text_string_to_metric_families(text):
+        assert family.name.startswith("poolparty_")
+        assert family.documentation
+        assert family.type in ("counter", "gauge", "histogram", "info"), family
+
+
+def test_events_are_told_as_they_are_kept() -> None:
+    pool = busy_pool()
+    pool.events.append(Event(1.5, "death", "worker died", 77))
+    (told,) = snapshot(pool)["pools"][0]["events"]
+    assert told == {"at": 1.5, "kind": "death", "text": "worker died", "pid": 77}

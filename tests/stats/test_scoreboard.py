@@ -12,6 +12,8 @@ from poolparty.stats.scoreboard import (
     CHILD_WORDS,
     COUNTER_INDEX,
     POOL_WORDS,
+    RUNS_BYTES,
+    RUNS_WORDS,
     SEAT_WORDS,
     ChildWord,
     Scoreboard,
@@ -28,7 +30,8 @@ def test_every_word_of_every_row_has_a_place_of_its_own(board: Scoreboard) -> No
     seats = [board.seat_base(seat) + word for seat in range(3) for word in range(SEAT_WORDS)]
     children = [board.child_base(slot) + word for slot in range(5) for word in range(CHILD_WORDS)]
     pool = [board.pool_base + word for word in range(POOL_WORDS)]
-    assert sorted(pool + seats + children) == list(range(len(board.words)))
+    runs = 5 * RUNS_WORDS  # behind all others
+    assert sorted(pool + seats + children) == list(range(len(board.words) - runs))
 
 
 @pytest.mark.parametrize("row", [-1, 3, 100])
@@ -118,4 +121,33 @@ def test_a_forked_process_writes_into_the_same_memory(board: Scoreboard) -> None
 
 def test_every_outcome_is_a_counter() -> None:
     assert set(OUTCOMES) <= set(COUNTER_INDEX)
-    assert OUTCOMES == ("answered", "overloaded", "failed", "timed_out", "static", "abandoned")
+    assert OUTCOMES == ("answered", "overloaded", "failed", "timed_out", "static", "admin", "abandoned")
+
+
+# What a child runs.
+
+
+def run(board: Scoreboard, slot: int, sent: int, answered: int) -> None:
+    base = board.child_base(slot)
+    board.words[base + ChildWord.SENT] = sent
+    board.words[base + ChildWord.ANSWERED] = answered
+
+
+def test_what_a_child_runs_is_told_with_the_number_of_its_request(board: Scoreboard) -> None:
+    run(board, 4, sent=3, answered=2)
+    board.times[board.child_base(4) + ChildWord.STARTED] = 12.5
+    assert board.runs(4) == (12.5, b"")
+    board.tell_runs(4, 3, b"- GET /a")
+    assert board.runs(4) == (12.5, b"- GET /a")
+    run(board, 4, sent=4, answered=3)
+    assert board.runs(4) == (12.5, b""), "the text is about the request before"
+    run(board, 4, sent=4, answered=4)
+    assert board.runs(4) is None
+
+
+def test_a_long_text_is_cut_and_stays_in_its_row(board: Scoreboard) -> None:
+    for slot in (3, 4):
+        run(board, slot, sent=1, answered=0)
+        board.tell_runs(slot, 1, bytes([65 + slot]) * 1000)
+    for slot in (3, 4):
+        assert board.runs(slot) == (0.0, bytes([65 + slot]) * RUNS_BYTES)

@@ -1,0 +1,158 @@
+"""The pool in Prometheus' text format, made from the object that `stats --json` shows.
+
+Names and units follow Prometheus' conventions: a prefix, base units, `_total` for what only grows. A process
+is told by its role and its slot, not by its pid, which would make new series at every restart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.registry import Collector
+
+from poolparty import __version__
+from poolparty.stats.counters import COUNTERS, HISTOGRAMS, STATUS_CLASSES
+
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+
+PREFIX = "poolparty_"
+
+GAUGES = (
+    ("workers", "workers", "children that live, those that boot included"),
+    ("idle", "workers_idle", "children that are ready and run nothing"),
+    ("busy", "workers_busy", "children that run a request"),
+    ("booting", "workers_booting", "children that are not ready yet"),
+    ("ending", "workers_ending", "children that were told to leave"),
+    ("target", "workers_target", "children that the pool aims at now"),
+    ("min", "workers_min", "min_pool_size"),
+    ("max", "workers_max", "max_pool_size"),
+    ("queued", "queue_length", "requests that wait for a child"),
+    ("longest_wait", "queue_longest_wait_seconds", "how long the first of them has waited"),
+    ("restarting", "restarting", "1 while a rolling restart is under way"),
+)
+"""Gauges of a pool: key in stats, name behind the prefix, help."""
+
+WORKER_COUNTERS = {
+    "spawns": ("worker_spawns", "children started"),
+    "restarts": ("worker_restarts", "children started in place of one that was lost by a fault"),
+    "deaths": ("worker_deaths", "children that ended by themselves"),
+}
+"""Counters that the arbiter keeps: name behind `worker_` in stats, metric, help. `ended_…` are one metric."""
+
+PROCESS_FIGURES = (
+    ("cpu_seconds", "process_cpu_seconds", "processor time, of the process that has the slot now", True),
+    ("rss", "process_resident_memory_bytes", "resident memory", False),
+    ("fds", "process_open_fds", "open file descriptors", False),
+)
+"""Of each process: key in stats, metric, help, whether it is a counter."""
+
+
+def render(snapshot: Mapping[str, Any]) -> bytes:
+    """The text that a scrape gets."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Snapshot(snapshot))
+    return generate_latest(registry)
+
+
+class _Snapshot(Collector):
+    def __init__(self, snapshot: Mapping[str, Any]) -> None:
+        self._snapshot = snapshot
+
+    def collect(self) -> Iterator[Metric]:
+        snapshot = self._snapshot
+        yield InfoMetricFamily(PREFIX + "build", "the server's version", value={"version": __version__})
+        yield GaugeMetricFamily(
+            PREFIX + "uptime_seconds", "how long the server has run", value=snapshot["uptime"]
+        )
+        yield GaugeMetricFamily(
+            PREFIX + "ready",
+            "1 if a child can serve a request, or can be started for it",
+            value=int(snapshot["not_ready"] is None),
+        )
+        yield GaugeMetricFamily(PREFIX + "http_workers", "HTTP workers", value=len(snapshot["http_workers"]))
+        yield GaugeMetricFamily(
+            PREFIX + "connections",
+            "open client connections",
+            value=sum(worker["connections"] for worker in snapshot["http_workers"]),
+        )
+        for pool in snapshot["pools"]:
+            yield from _pool(pool)
+        yield from _processes(snapshot)
+
+
+def _pool(pool: Mapping[str, Any]) -> Iterator[Metric]:
+    labels, values = ["pool"], [pool["name"]]
+    for key, name, text in GAUGES:
+        gauge = GaugeMetricFamily(PREFIX + name, text, labels=labels)
+        gauge.add_metric(values, float(pool[key]))
+        yield gauge
+    outcomes = CounterMetricFamily(
+        PREFIX + "request_outcomes", "requests by how they ended", labels=[*labels, "outcome"]
+    )
+    statuses = CounterMetricFamily(
+        PREFIX + "responses", "answers of children by the class of their status", labels=[*labels, "class"]
+    )
+    for counter in COUNTERS:
+        if counter.outcome:
+            outcomes.add_metric([*values, counter.name], pool["outcomes"][counter.name])
+        elif counter.name in STATUS_CLASSES:
+            statuses.add_metric(
+                [*values, counter.name.removeprefix("status_")], pool["counters"][counter.name]
+            )
+        else:
+            family = CounterMetricFamily(
+                PREFIX + (counter.metric or counter.name), counter.help, labels=labels
+            )
+            family.add_metric(values, pool["counters"][counter.name])
+            yield family
+    yield outcomes
+    yield statuses
+    ended = CounterMetricFamily(
+        PREFIX + "worker_ends", "children that were ended, by cause", labels=[*labels, "cause"]
+    )
+    for name, count in pool["counters"].items():
+        stem = name.removeprefix("worker_")
+        if stem in WORKER_COUNTERS:
+            metric, text = WORKER_COUNTERS[stem]
+            family = CounterMetricFamily(PREFIX + metric, text, labels=labels)
+            family.add_metric(values, count)
+            yield family
+        elif stem.startswith("ended_"):
+            ended.add_metric([*values, stem.removeprefix("ended_")], count)
+    yield ended
+    for histogram in HISTOGRAMS:
+        seen = pool["histograms"][histogram.name]
+        times = HistogramMetricFamily(f"{PREFIX}{histogram.name}_seconds", histogram.help, labels=labels)
+        buckets = []
+        total = 0
+        for bound, count in seen["buckets"]:
+            total += count
+            buckets.append(("+Inf" if bound is None else repr(float(bound)), total))
+        times.add_metric(values, buckets, seen["sum"])
+        yield times
+
+
+def _processes(snapshot: Mapping[str, Any]) -> Iterator[Metric]:
+    rows: list[tuple[list[str], Mapping[str, Any]]] = [(["arbiter", "0"], snapshot["arbiter"])]
+    rows += [(["http_worker", str(worker["slot"])], worker) for worker in snapshot["http_workers"]]
+    rows += [
+        (["worker", str(child["slot"])], child) for pool in snapshot["pools"] for child in pool["children"]
+    ]
+    for key, name, text, counts in PROCESS_FIGURES:
+        family: Any = (CounterMetricFamily if counts else GaugeMetricFamily)(
+            PREFIX + name, text, labels=["role", "slot"]
+        )
+        for labels, process in rows:
+            if process[key] is not None:
+                family.add_metric(labels, process[key])
+        yield family
