@@ -2,7 +2,8 @@
 
 A process of its own, often started from scripts, so it imports neither gunicorn nor psutil. Output goes to
 stdout, an error to stderr. Exit status: 0 for OK, 1 for an error, 2 for a command line that cannot be
-understood. `check` and `sdk`, for those who write workers, need no server; they are imported when asked for.
+understood. What needs more than this module (rich for `top`, every option for `completion`) is imported when
+it is asked for.
 """
 
 from __future__ import annotations
@@ -21,11 +22,22 @@ from poolparty.wire.control import COMMANDS, UNKNOWN_COMMAND, Command, join
 DEFAULT_SOCKET = "./poolparty.sock"
 SOCKET_VARIABLE = "POOLPARTY_CTL_SOCKET"
 
+# What the server is asked for here, again and again.
+WATCHING_COMMANDS = (
+    Command(
+        "top",
+        "[-d SECONDS] [--sort COLUMN] [--lines N] [--once]",
+        "figures and processes in the terminal, each second",
+    ),
+)
 # What is done here, without a server.
 LOCAL_COMMANDS = (
     Command("check", "[OPTION …] -- CMD …", "whether the worker CMD keeps the worker protocol"),
     Command("sdk", "[LANGUAGE [--copy DIR]]", "where a language's worker library is; copy it into a folder"),
 )
+
+HELP_COLUMN = 39
+"""Where the help says what a command does."""
 
 USAGE = "usage: poolparty-ctl [--ctl-socket PATH] COMMAND [ARGUMENT …]"
 
@@ -76,14 +88,18 @@ def run(argv: Sequence[str]) -> int:
     if not words:
         print(help_text(), end="", file=sys.stderr)
         return 2
-    if words[0] in {command.name for command in LOCAL_COMMANDS}:
-        return _run_here(words)
+    if words[0] in {command.name for command in (*LOCAL_COMMANDS, *WATCHING_COMMANDS)}:
+        return _run_here(words, path)
     if words[0] not in {command.name for command in COMMANDS}:
         raise UsageError(UNKNOWN_COMMAND)
     return ask(path, words)
 
 
-def _run_here(words: Sequence[str]) -> int:
+def _run_here(words: Sequence[str], path: str) -> int:
+    if words[0] == "top":
+        from poolparty.top.command import main as run_top
+
+        return run_top(words[1:], path)
     if words[0] == "check":
         from poolparty.check.command import main as run_check
 
@@ -95,10 +111,9 @@ def _run_here(words: Sequence[str]) -> int:
 
 def help_text() -> str:
     """What --help prints; a server's commands come from the table that it answers by."""
-    width = max(len(f"{command.name} {command.arguments}") for command in (*COMMANDS, *LOCAL_COMMANDS))
     lines, local_lines = (
-        [f"  {f'{command.name} {command.arguments}':{width}}  {command.help}" for command in commands]
-        for commands in (COMMANDS, LOCAL_COMMANDS)
+        [line for command in commands for line in _help_lines(command)]
+        for commands in ((*COMMANDS, *WATCHING_COMMANDS), LOCAL_COMMANDS)
     )
     return "\n".join(
         [
@@ -109,7 +124,7 @@ def help_text() -> str:
             "commands:",
             *lines,
             "",
-            "commands for those who write workers, which need no server:",
+            "commands that need no server:",
             *local_lines,
             "",
             "options:",
@@ -121,6 +136,14 @@ def help_text() -> str:
             "",
         ]
     )
+
+
+def _help_lines(command: Command) -> list[str]:
+    """A command with many arguments has a line of its own."""
+    said = f"  {command.name} {command.arguments}"
+    if len(said) >= HELP_COLUMN:
+        return [said, " " * HELP_COLUMN + command.help]
+    return [f"{said:{HELP_COLUMN}}{command.help}"]
 
 
 def ask(path: str, words: Sequence[str]) -> int:
@@ -144,9 +167,11 @@ def ask(path: str, words: Sequence[str]) -> int:
     raise PoolpartyError(f"the server at {path} closed the connection before it had answered: it is stopping")
 
 
-def connect(path: str) -> socket.socket:
-    """A connection to the control socket; PoolpartyError says why there is none."""
+def connect(path: str, patience: float | None = None) -> socket.socket:
+    """A connection to the control socket; PoolpartyError says why there is none. patience: its time limit for
+    whatever blocks, in seconds."""
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    server.settimeout(patience)
     try:
         server.connect(path)
     except OSError as error:

@@ -253,3 +253,9 @@ def test_it_imports_neither_gunicorn_nor_psutil() -> None:
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert found.stdout == "[]\n"
+
+
+def test_from_a_checkout_the_exit_status_is_the_same(tmp_path: Path) -> None:
+    program = Path(__file__).resolve().parent.parent / "bin" / "poolparty-ctl"
+    done = subprocess.run([sys.executable, str(program), "stats"], cwd=tmp_path, capture_output=True)
+    assert done.returncode == 1

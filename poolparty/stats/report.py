@@ -46,6 +46,8 @@ class _Seat(Protocol):
     def id(self) -> int: ...
     @property
     def pid(self) -> int | None: ...
+    @property
+    def opened_at(self) -> float: ...
 
 
 class _Options(Protocol):
@@ -95,6 +97,7 @@ def snapshot(pool: Pool, sampler: sampling.Sampler = sampling.processes) -> Snap
     now = time.monotonic()
     words = pool.scoreboard.words
     seats = {seat.id: seat.pid for seat in pool.seats.values() if seat.pid}
+    opened = {seat.id: seat.opened_at for seat in pool.seats.values()}
     own_pid = os.getpid()
     usage = sampler.sample({own_pid, *seats.values(), *(child.pid for child in pool.children.values())})
 
@@ -116,6 +119,7 @@ def snapshot(pool: Pool, sampler: sampling.Sampler = sampling.processes) -> Snap
                 "pid": pid,
                 "slot": seat,
                 "connections": words[base + SeatWord.CONNECTIONS],
+                "age": round(max(now - opened[seat], 0.0), 1),
                 "requests": words[base + COUNTER_INDEX["requests"]],
                 "queued": waiting,
                 "draining": bool(words[base + SeatWord.DRAINING]),
@@ -257,8 +261,9 @@ def processes(snapshot: Snapshot) -> str:
     for worker in snapshot["http_workers"]:
         state = "draining" if worker["draining"] else "serving"
         connections = f"{worker['connections']} connections, {worker['queued']} queued"
+        age = f"{worker['age']:.0f}"
         rows.append(
-            (str(worker["pid"]), "http", state, str(worker["requests"]), "-", *_used(worker), connections)
+            (str(worker["pid"]), "http", state, str(worker["requests"]), age, *_used(worker), connections)
         )
     for pool in snapshot["pools"]:
         for child in pool["children"]:

@@ -75,7 +75,7 @@ class FakePool:
         return child
 
     def add_seat(self, row: int, pid: int | None, **columns: float) -> None:
-        self.seats[row] = SimpleNamespace(id=row, pid=pid)
+        self.seats[row] = SimpleNamespace(id=row, pid=pid, opened_at=time.monotonic() - 100)
         base = self.scoreboard.seat_base(row)
         for name, value in columns.items():
             if name == "oldest":
@@ -159,6 +159,7 @@ def test_http_workers_show_their_rows_and_a_seat_without_a_process_is_left_out()
     assert found[0] == {
         "pid": 71,
         "slot": 0,
+        "age": pytest.approx(100.0, abs=5.0),
         "connections": 30,
         "requests": 100,
         "queued": 2,

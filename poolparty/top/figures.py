@@ -1,0 +1,245 @@
+"""What `top` shows, made from the last two answers of `stats --json`: figures of the pool, a row for each
+process.
+
+No I/O and no clock. Whatever comes from outside the server (targets, commands, what children said) is made
+printable here, so that nothing in it steers a terminal.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from poolparty.stats.counters import quantile
+from poolparty.stats.history import ERRORS
+
+Snapshot = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """An answer of `stats --json`, and when it came, in time.monotonic()'s terms."""
+
+    at: float
+    snapshot: Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A process. Times are seconds, `rss` bytes, `cpu` percent of a core; None: it is not known."""
+
+    pid: int
+    role: str
+    state: str
+    requests: int | None
+    rate: float | None  # requests per second
+    cpu: float | None
+    rss: int | None
+    fds: int | None
+    age: float | None
+    seconds: float | None  # for how long it has run what it runs
+    runs: str
+
+
+COLUMNS = {
+    "cpu": lambda row: row.cpu,
+    "memory": lambda row: row.rss,
+    "requests": lambda row: row.requests,
+    "time": lambda row: row.seconds,
+    "age": lambda row: row.age,
+}
+"""What rows are sorted by, the largest first; each one's key is its first letter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """The pool in numbers. Rates are per second, times seconds; None: there is nothing to tell it from."""
+
+    requests: float | None
+    errors: float | None
+    service: tuple[float | None, float | None]  # half of the answers took no longer, 99 % of them
+    wait: tuple[float | None, float | None]
+
+
+def figures(before: Sample | None, now: Sample) -> Figures:
+    """The rates and quantiles of what was counted between two samples."""
+    if before is None or not _same_server(before, now):
+        return Figures(None, None, (None, None), (None, None))
+    elapsed = max(now.at - before.at, 1e-3)
+    earlier, later = _totals(before.snapshot), _totals(now.snapshot)
+    grown = {name: count - earlier.get(name, 0) for name, count in later.items()}
+    return Figures(
+        grown["requests"] / elapsed,
+        sum(grown[name] for name in ERRORS) / elapsed,
+        _quantiles(before.snapshot, now.snapshot, "service"),
+        _quantiles(before.snapshot, now.snapshot, "queue_wait"),
+    )
+
+
+def _same_server(before: Sample, now: Sample) -> bool:
+    """Counters of a server that was started meanwhile begin again."""
+    return bool(
+        now.snapshot["arbiter"]["pid"] == before.snapshot["arbiter"]["pid"]
+        and now.snapshot["uptime"] >= before.snapshot["uptime"]
+    )
+
+
+def _totals(snapshot: Snapshot) -> dict[str, int]:
+    """Requests and outcomes, over all pools."""
+    totals: dict[str, int] = {}
+    for pool in snapshot["pools"]:
+        for name, count in {"requests": pool["requests"], **pool["outcomes"]}.items():
+            totals[name] = totals.get(name, 0) + count
+    return totals
+
+
+def _quantiles(before: Snapshot, now: Snapshot, name: str) -> tuple[float | None, float | None]:
+    earlier, later = _counts(before, name), _counts(now, name)
+    grown = [count - old for old, count in zip(earlier, later, strict=True)]
+    return quantile(grown, 0.5), quantile(grown, 0.99)
+
+
+def _counts(snapshot: Snapshot, name: str) -> list[int]:
+    histograms = [pool["histograms"][name]["buckets"] for pool in snapshot["pools"]]
+    return [sum(count for _, count in bucket) for bucket in zip(*histograms, strict=True)]
+
+
+def rows(before: Sample | None, now: Sample) -> list[Row]:
+    """A row for each process: the arbiter, the HTTP workers, the children."""
+    earlier: dict[int, int] = {}
+    elapsed = 0.0
+    if before is not None and _same_server(before, now):
+        elapsed = max(now.at - before.at, 1e-3)
+        earlier = {process["pid"]: process["requests"] for process in _serving(before.snapshot)}
+
+    def rate(process: Mapping[str, Any]) -> float | None:
+        if not elapsed:
+            return None
+        # One that is new has answered all it has since the sample before. A number that has become another
+        # process's counts from there.
+        grown = process["requests"] - earlier.get(process["pid"], 0)
+        return (grown if grown >= 0 else process["requests"]) / elapsed
+
+    snapshot = now.snapshot
+    arbiter = snapshot["arbiter"]
+    found = [
+        Row(arbiter["pid"], "arbiter", "", None, None, *_used(arbiter), snapshot["uptime"], None, ""),
+    ]
+    for worker in snapshot["http_workers"]:
+        state = "draining" if worker["draining"] else "serving"
+        runs = f"{worker['connections']} connections, {worker['queued']} queued"
+        common = (worker["pid"], "http", state, worker["requests"], rate(worker))
+        found.append(Row(*common, *_used(worker), worker["age"], None, runs))
+    for child in _children(snapshot):
+        seconds, what = _running(child["runs"])
+        common = (child["pid"], "worker", child["state"], child["requests"], rate(child))
+        found.append(Row(*common, *_used(child), child["age"], seconds, what))
+    return found
+
+
+def _serving(snapshot: Snapshot) -> list[Mapping[str, Any]]:
+    return [*snapshot["http_workers"], *_children(snapshot)]
+
+
+def _children(snapshot: Snapshot) -> list[Mapping[str, Any]]:
+    return [child for pool in snapshot["pools"] for child in pool["children"]]
+
+
+def _used(process: Mapping[str, Any]) -> tuple[float | None, int | None, int | None]:
+    return process["cpu_percent"], process["rss"], process["fds"]
+
+
+def _running(runs: Mapping[str, Any] | None) -> tuple[float | None, str]:
+    if runs is None:
+        return None, ""
+    told = f"{runs['method']} {runs['target']}" if "method" in runs else ""
+    if runs.get("request_id"):
+        told += f" ({runs['request_id']})"
+    return runs["seconds"], printable(told)
+
+
+def ordered(rows: Sequence[Row], column: str, upward: bool = False) -> list[Row]:
+    """Sorted by one of COLUMNS, the largest first unless `upward`; what is not known comes last."""
+    value = COLUMNS[column]
+    known = [row for row in rows if value(row) is not None]
+    known.sort(key=lambda row: row.pid)
+    known.sort(key=lambda row: value(row) or 0, reverse=not upward)
+    return known + [row for row in rows if value(row) is None]
+
+
+def headlines(before: Sample | None, now: Sample) -> list[str]:
+    """The pool's figures, a line each for what there is to say."""
+    shown = figures(before, now)
+    snapshot = now.snapshot
+    pool = snapshot["pools"][0]
+    trouble = snapshot["not_ready"]
+    state = "ready" if trouble is None else f"NOT READY: {trouble}"
+    connections = sum(worker["connections"] for worker in snapshot["http_workers"])
+    counts = [f"{pool['busy']} busy of {pool['workers']}", f"min {pool['min']}", f"max {pool['max']}"]
+    counts += [f"{pool[name]} {name}" for name in ("booting", "ending") if pool[name]]
+    if pool["target"] != pool["workers"]:
+        counts.append(f"aiming at {pool['target']}")
+    queue = f"{pool['queued']} queued" + (
+        f", longest {brief(pool['longest_wait'])}" if pool["queued"] else ""
+    )
+    lines = [
+        f"{pool['command']}: {state}, up {long(snapshot['uptime'])}",
+        f"workers: {', '.join(counts)}   queue: {queue}   HTTP workers: {len(snapshot['http_workers'])}, "
+        f"{connections} connections",
+        f"requests: {_rate(shown.requests)}   errors: {_rate(shown.errors)}   "
+        f"service: {_pair(shown.service)}   wait: {_pair(shown.wait)}",
+    ]
+    if pool["restarting"]:
+        lines.append("the workers are being restarted")
+    if pool["restart_error"]:
+        lines.append(f"the last restart failed: {pool['restart_error']}")
+    return [printable(line) for line in lines]
+
+
+def events(snapshot: Snapshot, count: int) -> list[str]:
+    """The last things that happened to the pools, the newest last, with the local time of each."""
+    happened = sorted(
+        (event for pool in snapshot["pools"] for event in pool["events"]), key=lambda event: event["at"]
+    )
+    return [
+        printable(f"{time.strftime('%H:%M:%S', time.localtime(event['at']))} {event['text']}")
+        for event in happened[-count:]
+    ]
+
+
+def printable(text: str) -> str:
+    """One line of it, with what a terminal would obey, or turn the line by, shown as an escape."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+
+
+def brief(seconds: float | None) -> str:
+    """A time as `850µs`, `12ms`, `3.2s`; a dash if there is none."""
+    if seconds is None:
+        return "-"
+    for factor, unit in ((1e6, "µs"), (1e3, "ms")):
+        if seconds * factor < 999.5:
+            value = seconds * factor
+            return f"{value:.1f}{unit}" if 0 < value < 9.95 else f"{value:.0f}{unit}"
+    return f"{seconds:.1f}s" if seconds < 99.95 else long(seconds)
+
+
+def long(seconds: float) -> str:
+    """A time as `42s`, `3:05`, `2:03:05`, `4d 02:03`."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days}d {hours:02}:{minutes:02}"
+    if hours:
+        return f"{hours}:{minutes:02}:{rest:02}"
+    return f"{minutes}:{rest:02}" if minutes else f"{rest}s"
+
+
+def _rate(rate: float | None) -> str:
+    return "-" if rate is None else f"{rate:.1f}/s"
+
+
+def _pair(pair: tuple[float | None, float | None]) -> str:
+    return f"p50 {brief(pair[0])} p99 {brief(pair[1])}"
