@@ -56,6 +56,37 @@ def test_a_request_reaches_the_handler_whole(serve: Any) -> None:
             body,
         )
 
+def test_headers_that_come_again_are_the_same_and_each_request_has_its_own(serve: Any) -> None:
+    worker = serve("""
+        (defn main [&]
+          (poolparty/serve
+            (fn [request]
+              (def headers (request :headers))
+              (def answer {:headers {"Seen" (string/format "%q" (sort (pairs headers)))} :body (request :body)})
+              (put headers "Mine" "changed")
+              answer)))
+    """)
+    cookies = [{"Host": "h", "Accept": "*/*", "Cookie": f"id={n}"} for n in range(3)]
+    for headers in [*cookies, *cookies, *cookies, *cookies]:
+        first = worker.ask("http://h/a", "GET", headers)
+        seen = first[1]["Seen"][0]
+        assert f'"{headers["Cookie"]}"' in seen
+        assert "Mine" not in seen
+        # The same bytes of headers before a body that ends in the byte that an empty one is told by.
+        assert worker.ask("http://h/b", "POST", headers, b"x\x00")[2] == b"x\x00"
+        assert worker.ask("http://h/b", "POST", headers, b"\x00" * 5)[1:] == ({"Seen": [seen]}, b"\x00" * 5)
+        assert worker.ask("http://h/c", "GET", headers)[1] == {"Seen": [seen]}
+
+
+def test_more_kinds_of_headers_than_are_remembered(serve: Any) -> None:
+    worker = serve("""
+        (defn main [&]
+          (poolparty/serve (fn [request] {:headers {"Cookie" ((request :headers) "Cookie")}})))
+    """)
+    for n in [*range(300), *range(300), *range(300)]:
+        headers = {"Host": "h", "Accept": "*/*", "Cookie": f"id={n}"}
+        assert worker.ask("http://h/", "GET", headers)[1] == {"Cookie": [f"id={n}"]}
+
 
 @pytest.mark.parametrize("count", [0, 127, 128, 300])
 def test_many_headers(serve: Any, count: int) -> None:
