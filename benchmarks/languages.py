@@ -34,7 +34,7 @@ PAGE = CHECKOUT / "docs" / "languages.md"
 INTERPRETERS = CHECKOUT / ".cache" / "interpreters" / "bin"
 
 CONNECTIONS = 16
-OFFERED = f"{FEATURES},stream"
+OFFERED = f"{FEATURES},stream,stack"
 PATIENCE = 20.0
 """Seconds for whatever a worker owes the checker: some interpreters start slowly on a busy machine."""
 
@@ -271,7 +271,7 @@ offers is in its README.
 {table(rows)}
 {how or "Requests/s are filled in by the command above, on a machine that does nothing else."}
 
-`ready`, `health-reply` and `stream` are described in [worker-protocol.md](worker-protocol.md). The checker is
+`ready`, `health-reply`, `stream` and `stack` are described in [worker-protocol.md](worker-protocol.md). The checker is
 `poolparty-ctl check`: try it on your own application. A language that is not here is a hundred lines away:
 [writing-a-worker.md](writing-a-worker.md); an executable in any language at all can also be a CGI script:
 `poolparty -- python3 -m poolparty.cgi SCRIPT`.

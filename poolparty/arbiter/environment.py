@@ -17,7 +17,7 @@ from pathlib import Path
 import poolparty
 
 # What the server offers a child beyond version 1 of the protocol (docs/worker-protocol.md).
-FEATURES = ("ready", "health-reply")
+FEATURES = ("ready", "health-reply", "stack")
 
 SDK = Path(poolparty.__file__).resolve().parent / "sdk"
 

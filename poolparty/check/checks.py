@@ -34,6 +34,7 @@ VECTORS = Path(__file__).resolve().parent.parent / "sdk" / "vectors.json"
 VERSION_1 = None
 FEATURES = "ready,health-reply"
 STREAMS = f"{FEATURES},stream"
+STACKS = f"{FEATURES},stack"
 
 SOON = 1.0
 """Seconds in which a small application has said Ready; one that has not is given all the time there is."""
@@ -528,6 +529,33 @@ def lives_through_an_interrupt(bench: Bench) -> None:
         ) from None
 
 
+def shows_its_stack(bench: Bench) -> None:
+    ready = bench.ready(STACKS)
+    if "stack" not in ready.features:
+        raise Skipped("its Ready does not name stack")
+    worker = bench.worker(STACKS)
+    written = len(worker.errors)
+    request = _page("/?stack", b"." * 100_000)
+    frame = encode_request(request)
+    try:
+        # In the middle of a size, in the middle of a body, and while a request runs or its answer is written.
+        for cut in (2, len(frame) // 2, len(frame)):
+            worker.write_and_wait(frame[:cut])
+            worker.ask_for_stack()
+            worker.write(frame[cut:])
+            bench.heard(worker, "a request during which SIGUSR1 came", request)
+        settled(worker, ready)
+    except Failed as error:
+        raise Failed(
+            f"its Ready named stack, but SIGUSR1 disturbed it: {error}; catch the signal before Ready, "
+            "and read and write again what it has interrupted"
+        ) from None
+    if not worker.says_more_than(written):
+        raise Failed(
+            "its Ready named stack, but after SIGUSR1 nothing came on stderr: write the program's stack there"
+        )
+
+
 def ends_by_sigterm(bench: Bench) -> None:
     worker = bench.worker()
     worker.terminate()
@@ -671,6 +699,7 @@ CHECKS = (
     Check("sends a body in pieces whole where `stream` is not offered", streams_or_collects, echo=True),
     Check("sends each piece where `stream` is offered", streams_where_offered, echo=True),
     Check("lives through SIGINT", lives_through_an_interrupt, advice=True),
+    Check("writes its stack to stderr at SIGUSR1, where it says so, and goes on", shows_its_stack),
     Check("ends by SIGTERM", ends_by_sigterm, advice=True),
 )
 

@@ -131,6 +131,11 @@ class Worker:
         """What the server sends to end it."""
         self._signal(signal.SIGTERM)
 
+    def ask_for_stack(self) -> None:
+        """What the server sends to one that has announced `stack`: to it alone, not to its group."""
+        if not self.has_ended():
+            os.kill(self._process.pid, signal.SIGUSR1)
+
     def _signal(self, number: int) -> None:
         if not self.has_ended():
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -170,6 +175,10 @@ class Worker:
         except AnswerError as error:
             raise Failed(f"HTTP cannot carry this answer: {error}") from None
         return message
+
+    def says_more_than(self, written: int) -> bool:
+        """Whether it comes to have written more than so many bytes to stderr."""
+        return self._wait(lambda: len(self.errors) > written)
 
     def settle(self) -> None:
         """Return when it is back at reading, by a health check (answered, if it has announced that).

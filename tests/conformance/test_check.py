@@ -91,6 +91,8 @@ MISTAKES = [
     ("announces streams, and answers whole", "sends each piece", "begins with a ResponseStart, 03"),
     ("pieces without a length", "sends each piece", "a ResponseChunk cannot be read"),
     ("no ResponseEnd", "sends each piece", "came on descriptor 3 in 3 s where a ResponseChunk or the"),
+    ("announces a stack, and shows none", "writes its stack", "after SIGUSR1 nothing came on stderr"),
+    ("announces a stack, and dies", "writes its stack", "SIGUSR1 disturbed it"),
     ("buffered stdout", "prints to stdout line by line", "make stdout line-buffered"),
 ]
 

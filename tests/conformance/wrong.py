@@ -4,6 +4,7 @@ Without a library, as an author's first attempt may look. It is the echo applica
 docs/writing-a-worker.md describes.
 """
 
+import faulthandler
 import io
 import os
 import signal
@@ -179,6 +180,12 @@ def answer(message):
 def say_ready():
     announced = ["health-reply"] if replies or MISTAKE == "announces what is not offered" else []
     announced += ["stream"] if streams else []
+    if "stack" in OFFERED:
+        announced += ["stack"]
+        if MISTAKE == "announces a stack, and shows none":
+            signal.signal(signal.SIGUSR1, lambda *_: None)
+        elif MISTAKE != "announces a stack, and dies":
+            faulthandler.register(signal.SIGUSR1, 2)
     if MISTAKE == "announces nothing, and replies":
         announced = []
     write(b"\1" + uint(len(announced)) + b"".join(map(string, announced)))

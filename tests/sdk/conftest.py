@@ -6,12 +6,14 @@ Frames are written and read by hand here, so that a mistake common to our codec 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import shutil
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,12 +48,14 @@ class Language:
     label: str = ""  # of the test, where several interpreters speak one language
 
 
+STACK = frozenset({"health-reply", "stream", "stack"})
+
 LANGUAGES = [
-    Language("Python", (sys.executable,), "py", "python"),
+    Language("Python", (sys.executable,), "py", "python", STACK),
     Language("Janet", ("janet",), "janet", "janet", frozenset({"health-reply"})),
-    Language("Ruby", ("ruby",), "rb", "ruby"),
-    Language("Perl", ("perl",), "pl", "perl"),
-    Language("PHP", ("php",), "php", "php"),
+    Language("Ruby", ("ruby",), "rb", "ruby", STACK),
+    Language("Perl", ("perl",), "pl", "perl", STACK),
+    Language("PHP", ("php",), "php", "php", STACK),
     *(
         Language("Lua", (program,), "lua", "lua", cannot=frozenset({"interrupts"}), label=program)
         for program in ("lua5.1", "lua5.2", "lua5.3", "lua5.4")
@@ -61,7 +65,7 @@ LANGUAGES = [
     Language("Tcl", ("tclsh", "tclsh8.6"), "tcl", "tcl", cannot=frozenset({"interrupts", "close-on-exec"})),
     Language("R", ("Rscript",), "R", "r", cannot=frozenset({"close-on-exec"}), large=True),
     Language("Guile", ("guile", "guile3.0"), "scm", "guile", large=True),
-    Language("Go", ("go",), "go", "go", large=True),
+    Language("Go", ("go",), "go", "go", STACK, large=True),
 ]
 
 
@@ -327,6 +331,27 @@ class Worker:
             assert readable, "no line on stdout"
             line += os.read(self.process.stdout.fileno(), 1)
         return line
+
+    def stderr_up_to(self, word: str) -> str:
+        """What it writes to stderr, up to the word, which must come while the worker goes on running."""
+        assert self.process.stderr is not None
+        end = time.monotonic() + PATIENCE
+        text = b""
+        while word.encode() not in text:
+            readable, _, _ = select.select([self.process.stderr], [], [], max(0, end - time.monotonic()))
+            assert readable, f"no {word!r} on stderr: {text!r}"
+            piece = os.read(self.process.stderr.fileno(), 65536)
+            assert piece, f"the worker has gone, with {text!r} on stderr"
+            text += piece
+        return text.decode(errors="replace")
+
+    def wait_until_read(self) -> None:
+        """Return when it has taken all that was sent out of the pipe."""
+        assert self.process.stdin is not None
+        end = time.monotonic() + PATIENCE
+        while any(fcntl.ioctl(self.process.stdin.fileno(), termios.FIONREAD, bytes(4))):
+            assert time.monotonic() < end, "it does not read"
+            time.sleep(0.001)
 
     def leave(self) -> tuple[int, str]:
         """Close its stdin. Its exit status (negative: the signal) and what it wrote to stderr."""

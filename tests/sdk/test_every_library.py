@@ -18,7 +18,7 @@ import pytest
 
 TEXT = {"Content-Type": ["text/plain; charset=utf-8"]}
 FAILURE = (500, TEXT, b"internal server error\n")
-ALL = {"POOLPARTY_FEATURES": "ready,health-reply,stream,something-new"}
+ALL = {"POOLPARTY_FEATURES": "ready,health-reply,stream,stack,something-new"}
 
 # The sizes at which a length takes one byte more, and a pipe's.
 BORDERS = [0, 1, 127, 128, 16383, 16384, 65535, 65536, 65537, 2097151, 2097152]
@@ -390,6 +390,54 @@ def test_a_stream_that_fails_later_never_looks_whole(start: Any, frame_of: Any) 
 def test_a_collected_stream_that_fails_is_answered_500(worker: Any) -> None:
     assert worker.ask("http://h/stream?fail") == FAILURE
     assert worker.ask("http://h/text")[0] == 200
+
+
+# ---- Its own stack. /spin runs until the file is there.
+
+
+@pytest.mark.feature("stack")
+def test_a_running_worker_shows_its_stack_and_goes_on(
+    start: Any, frame_of: Any, health_check: bytes, tmp_path: Path
+) -> None:
+    worker = start(ALL)
+    worker.ready()
+    worker.send(frame_of(f"http://h/spin?{tmp_path / 'stop'}"))
+    assert worker.line_of_stdout() == b"spins\n"
+    for _ in range(2):
+        worker.process.send_signal(signal.SIGUSR1)
+        assert "spin" in worker.stderr_up_to("spin")
+    (tmp_path / "stop").touch()
+    assert worker.response()[::2] == (200, b"stopped")
+    worker.send(health_check)
+    assert worker.health() == (True, "")
+
+
+@pytest.mark.feature("stack")
+def test_a_worker_that_waits_for_the_rest_of_a_request_is_not_disturbed(start: Any, frame_of: Any) -> None:
+    worker = start(ALL)
+    worker.ready()
+    frame = frame_of("http://h/echo?x", "POST", {}, b"." * 100000)
+    for cut in (2, 50000, len(frame)):
+        worker.send(frame[:cut])
+        worker.wait_until_read()
+        worker.process.send_signal(signal.SIGUSR1)
+        worker.send(frame[cut:])
+        assert worker.response()[2] == b"." * 100000
+    assert worker.leave()[0] == 0
+
+
+def test_the_signal_is_left_alone_where_no_stack_is_offered(start: Any, language: Any) -> None:
+    worker = start({"POOLPARTY_FEATURES": "ready"})
+    worker.ready()
+    assert worker.ask("http://h/text")[0] == 200
+    caught = re.search(r"^SigCgt:\s*(\w+)", Path(f"/proc/{worker.process.pid}/status").read_text(), re.M)
+    assert caught is not None
+    if language.name not in CATCH_ALL:
+        assert not int(caught[1], 16) >> (signal.SIGUSR1 - 1) & 1
+
+
+CATCH_ALL = {"Ruby", "Go", "PHP", "R", "JavaScript"}
+"""What these interpreters do with it by themselves."""
 
 
 # ---- What stands beside the code.

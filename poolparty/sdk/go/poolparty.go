@@ -21,6 +21,7 @@ import (
 	"net/url"
 	"os"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
 	"sort"
 	"strings"
@@ -44,6 +45,7 @@ const (
 
 	maxFrameSize   = 0x7fffffff
 	maxMessageSize = 1000  // of a health reply: a line of the log
+	maxStackSize   = 65536 // what is longer is cut
 	largeBody      = 16384 // from here on a second write beats copying it behind its head
 	bufferSize     = 65536 // a pipe's usual capacity: one read takes several requests, if they wait
 )
@@ -94,6 +96,7 @@ type worker struct {
 	ready       bool // whether the server offers to be told so, and so on
 	replies     bool
 	streams     bool
+	stack       bool
 }
 
 func newWorker(handler http.Handler, healthCheck func() error) (*worker, error) {
@@ -125,6 +128,7 @@ func newWorker(handler http.Handler, healthCheck func() error) (*worker, error) 
 	w.ready = offered["ready"]
 	w.replies = w.ready && offered["health-reply"]
 	w.streams = w.ready && offered["stream"]
+	w.stack = w.ready && offered["stack"] && !signal.Ignored(syscall.SIGUSR1)
 	return w, nil
 }
 
@@ -136,6 +140,10 @@ func (w *worker) run() error {
 		}
 		if w.streams {
 			features = append(features, "stream")
+		}
+		if w.stack {
+			features = append(features, "stack")
+			showStack()
 		}
 		if err := w.send(appendStrings([]byte{ready}, features), nil); err != nil {
 			return err
@@ -158,6 +166,19 @@ func (w *worker) run() error {
 			return err
 		}
 	}
+}
+
+// showStack has SIGUSR1 write the stacks of all goroutines to stderr.
+func showStack() {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGUSR1)
+	go func() {
+		for range signals {
+			stack := make([]byte, maxStackSize)
+			stack = stack[:runtime.Stack(stack, true)]
+			fmt.Fprintf(os.Stderr, "poolparty: the program's stack\n%s\n", stack)
+		}
+	}()
 }
 
 // next gives the next frame's payload, nil at the pipe's end.

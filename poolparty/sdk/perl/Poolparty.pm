@@ -55,6 +55,7 @@ sub serve {
     _prepare_process();
     my %offered = map { $_ => 1 } split /,/, $ENV{POOLPARTY_FEATURES} // '';
     my @used    = $offered{ready} ? grep { $offered{$_} } qw(health-reply stream) : ();
+    push @used, 'stack' if $offered{ready} && $offered{stack} && _shows_stack();
     $replies = grep { $_ eq 'health-reply' } @used;
     $streams = grep { $_ eq 'stream' } @used;
     my $served = eval {
@@ -382,6 +383,28 @@ sub _prepare_process {
     my $selected = select STDOUT;
     $| = 1;
     select $selected;
+}
+
+# Have SIGUSR1 write the program's stack to stderr: whether it does. A program that has a use of its own for the signal
+# keeps it. System calls that can be are started again, and the stack is written when Perl comes to its next
+# instruction: a signal in the middle of one would not be safe, and a read that fails for it a disturbance.
+sub _shows_stack {
+    return 0 if ($SIG{USR1} // '') !~ /\A(?:DEFAULT)?\z/;
+    require POSIX;
+    my $action = POSIX::SigAction->new(\&_write_stack, POSIX::SigSet->new, POSIX::SA_RESTART());
+    $action->safe(1);
+    return defined POSIX::sigaction(POSIX::SIGUSR1(), $action);
+}
+
+sub _write_stack {
+    local ($@, $!, $?);
+    my ($text, $what, $depth) = ("poolparty: the program's stack\n", 'at', 0);
+    while (my (undef, $file, $line, $sub) = caller $depth) {
+        last if $file eq __FILE__;
+        $what = "$sub called at" if $depth++;
+        $text .= "    $what $file line $line\n";
+    }
+    print STDERR $text;
 }
 
 # eval, after which a trace of the error in $@ stands in $trace. A program that has a handler of its own for errors

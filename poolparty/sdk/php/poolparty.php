@@ -151,6 +151,9 @@ final class Worker
         $offered = explode(',', getenv('POOLPARTY_FEATURES') ?: '');
         $ready = in_array('ready', $offered, true);
         $used = $ready ? array_values(array_intersect(['health-reply', 'stream'], $offered)) : [];
+        if ($ready && in_array('stack', $offered, true) && self::showsStack()) {
+            $used[] = 'stack';
+        }
         $this->replies = in_array('health-reply', $used, true);
         $this->streams = in_array('stream', $used, true);
         try {
@@ -475,5 +478,26 @@ final class Worker
             });
         }
         set_time_limit(0);
+    }
+
+    /**
+     * Have SIGUSR1 write the program's stack to stderr: whether it does. It needs the extension pcntl; a program that
+     * has a use of its own for the signal keeps it. PHP calls this between two instructions; reads are started again.
+     */
+    private static function showsStack(): bool
+    {
+        if (!function_exists('pcntl_async_signals') || pcntl_signal_get_handler(SIGUSR1) !== SIG_DFL) {
+            return false;
+        }
+        pcntl_async_signals(true);
+        return pcntl_signal(SIGUSR1, static function (): void {
+            $text = "poolparty: the program's stack\n";
+            // The first frame is this function's, called where the program was.
+            foreach (debug_backtrace(DEBUG_BACKTRACE_IGNORE_ARGS) as $at => $frame) {
+                $what = $at === 0 ? 'at' : "{$frame['function']}() called at";
+                $text .= "    $what " . ($frame['file'] ?? '?') . ':' . ($frame['line'] ?? '?') . "\n";
+            }
+            @fwrite(STDERR, $text);
+        });
     }
 }

@@ -197,7 +197,8 @@ module Poolparty
       take_descriptors
       prepare_process
       offered = ENV.fetch("POOLPARTY_FEATURES", "").split(",")
-      used = offered.include?("ready") ? offered & %w[health-reply stream] : []
+      used = offered.include?("ready") ? offered & %w[health-reply stream stack] : []
+      used.delete("stack") unless used.include?("stack") && shows_stack?
       @replies = used.include?("health-reply")
       @streams = used.include?("stream")
       say_ready(used) if offered.include?("ready")
@@ -419,6 +420,19 @@ module Poolparty
       before = trap("INT") {}
       trap("INT", before) unless before == "DEFAULT"
       $stdout.sync = true # to a pipe Ruby would write when its buffer is full, and the log show lines minutes late
+    end
+
+    # Have SIGUSR1 write the program's stack to stderr: whether it does. A program that has a use of its own for the
+    # signal keeps it. Ruby calls this in the main thread, between two instructions or out of a wait that goes on.
+    def shows_stack?
+      before = trap("USR1") do
+        frames = Thread.main.backtrace.reject { |line| line.start_with?(__FILE__) }
+        STDERR.write("poolparty: the program's stack\n#{frames.map { |line| "\tfrom #{line}\n" }.join}")
+      rescue StandardError
+        nil # a broken stderr must not cost the client its answer
+      end
+      trap("USR1", before) unless before == "DEFAULT"
+      before == "DEFAULT"
     end
 
     TYPE = "Content-Type"

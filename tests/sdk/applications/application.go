@@ -81,6 +81,17 @@ func program(w http.ResponseWriter, r *http.Request) {
 	w.Write(said)
 }
 
+// spin runs until the file that the query names is there, and says where that begins.
+func spin(w http.ResponseWriter, r *http.Request) {
+	fmt.Println("spins")
+	for {
+		if _, err := os.Stat(r.URL.RawQuery); err == nil {
+			break
+		}
+	}
+	io.WriteString(w, "stopped")
+}
+
 func stream(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "text/plain")
 	for _, piece := range []string{"one\n", "", "\xff\n", "grün\n"} {
@@ -111,6 +122,7 @@ func main() {
 			fmt.Println("seen", r.URL.Path)
 		},
 		"/program":           program,
+		"/spin":              spin,
 		"/leave":             func(w http.ResponseWriter, r *http.Request) { os.Exit(7) },
 		"/stream":            stream,
 		"/stream-nothing":    func(w http.ResponseWriter, r *http.Request) {},

@@ -30,6 +30,16 @@ function failing(): Generator
     yield;
 }
 
+/** Runs until the file that the query names is there, and says where that begins. */
+function spin(Request $request): string
+{
+    echo "spins\n";
+    do {
+        clearstatcache();
+    } while (!file_exists($request->query));
+    return 'stopped';
+}
+
 function handler(Request $request): mixed
 {
     switch ($request->path) {
@@ -72,6 +82,8 @@ function handler(Request $request): mixed
             return '';
         case '/program':
             return shell_exec('cat | wc -c; test -e /proc/self/fd/3 && echo 3 is open');
+        case '/spin':
+            return spin($request);
         case '/leave':
             exit(7);
         case '/stream':

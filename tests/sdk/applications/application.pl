@@ -19,6 +19,14 @@ sub pieces {
     };
 }
 
+# Runs until the file that the query names is there, and says where that begins.
+sub spin {
+    my ($request) = @_;
+    print "spins\n";
+    1 until -e $request->query_string;
+    return 'stopped';
+}
+
 my %routes = (
     '/echo' => sub {
         my ($request) = @_;
@@ -47,6 +55,7 @@ my %routes = (
     '/bad-answer'        => sub { undef },
     '/say'               => sub { print 'seen ', $_[0]->path, "\n"; '' },
     '/program'           => sub { scalar `cat | wc -c; test -e /proc/self/fd/3 && echo 3 is open` },
+    '/spin'              => \&spin,
     '/leave'             => sub { exit 7 },
     '/stream'            => sub { [200, ['Content-Type' => 'text/plain'], pieces($_[0])] },
     '/stream-nothing'    => sub { [200, [], sub { undef }] },

@@ -106,6 +106,14 @@ def fail_first():
     yield
 
 
+def spin(request):
+    """Run until the file that the query names is there, and say where that begins."""
+    print("spins")
+    while not os.path.exists(request.query):
+        pass
+    return "stopped"
+
+
 def leave(request):
     raise SystemExit(7)
 
@@ -114,6 +122,7 @@ ROUTES = {
     "/echo": echo, "/header": header, "/text": text, "/octets": octets, "/headers": headers, "/empty": empty,
     "/many-headers": many_headers, "/fail": fail, "/bad-status": bad_status, "/bad-header": bad_header,
     "/bad-body": bad_body, "/bad-answer": bad_answer, "/say": say, "/program": program, "/leave": leave,
+    "/spin": spin,
     "/stream": stream, "/stream-nothing": stream_nothing, "/stream-fail-first": stream_fail_first,
 }  # fmt: skip
 

@@ -16,6 +16,13 @@ def pieces(request)
   end
 end
 
+# Runs until the file that the query names is there, and says where that begins.
+def spin(request)
+  puts "spins"
+  nil until File.exist?(request.query_string)
+  "stopped"
+end
+
 ROUTES = {
   "/echo" => lambda do |request|
     headers = {
@@ -38,6 +45,7 @@ ROUTES = {
   "/bad-answer" => ->(_) {},
   "/say" => ->(request) { puts "seen #{request.path}"; "" },
   "/program" => ->(_) { `cat | wc -c; test -e /proc/self/fd/3 && echo 3 is open` },
+  "/spin" => method(:spin),
   "/leave" => ->(_) { exit 7 },
   "/stream" => ->(request) { [200, { "Content-Type" => "text/plain" }, pieces(request)] },
   "/stream-nothing" => ->(_) { [200, {}, [].each] },

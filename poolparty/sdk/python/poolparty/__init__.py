@@ -64,9 +64,10 @@ def serve(handler: Callable[[Request], Answer], health_check: Callable[[], objec
     says_ready = "ready" in offered
     replies = says_ready and "health-reply" in offered
     streams = says_ready and "stream" in offered
+    shows = says_ready and "stack" in offered and _shows_stack()
     try:
         if says_ready:
-            _write(sink, _ready(["health-reply"] * replies + ["stream"] * streams))
+            _write(sink, _ready(["health-reply"] * replies + ["stream"] * streams + ["stack"] * shows))
         for data, at, end in _payloads(source):
             tag = data[at]
             if tag == HTTP_REQUEST:
@@ -561,6 +562,25 @@ def _prepare_process() -> None:
 
 def _ignore(number: int, frame: object) -> None:
     """A signal handler."""
+
+
+def _shows_stack() -> bool:
+    """Have SIGUSR1 write the stack of each thread to stderr: whether it does. A program that has a use of its
+    own for the signal keeps it.
+
+    faulthandler writes in the signal's C handler, so also while the program is in C, and system calls are
+    started again.
+    """
+    try:
+        import _signal
+        import faulthandler
+
+        if _signal.getsignal(_signal.SIGUSR1) != _signal.SIG_DFL:
+            return False
+        faulthandler.register(_signal.SIGUSR1, 2, True, False)
+    except (ImportError, AttributeError, RuntimeError, OSError):
+        return False  # an interpreter that was built without it, or is another's
+    return True
 
 
 def _write(sink: int, frame: bytes | tuple[bytes, bytes]) -> None:
