@@ -56,13 +56,15 @@ def test_a_request_reaches_the_handler_whole(serve: Any) -> None:
             body,
         )
 
+
 def test_headers_that_come_again_are_the_same_and_each_request_has_its_own(serve: Any) -> None:
     worker = serve("""
         (defn main [&]
           (poolparty/serve
             (fn [request]
               (def headers (request :headers))
-              (def answer {:headers {"Seen" (string/format "%q" (sort (pairs headers)))} :body (request :body)})
+              (def seen (string/format "%q" (sort (pairs headers))))
+              (def answer {:headers {"Seen" seen} :body (request :body)})
               (put headers "Mine" "changed")
               answer)))
     """)
