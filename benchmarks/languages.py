@@ -271,10 +271,10 @@ offers is in its README.
 {table(rows)}
 {how or "Requests/s are filled in by the command above, on a machine that does nothing else."}
 
-`ready`, `health-reply`, `stream` and `stack` are described in [worker-protocol.md](worker-protocol.md). The checker is
-`poolparty-ctl check`: try it on your own application. A language that is not here is a hundred lines away:
-[writing-a-worker.md](writing-a-worker.md); an executable in any language at all can also be a CGI script:
-`poolparty -- python3 -m poolparty.cgi SCRIPT`.
+`ready`, `health-reply`, `stream` and `stack` are described in [worker-protocol.md](worker-protocol.md).
+The checker is `poolparty-ctl check`: try it on your own application. A language that is not here is a
+hundred lines away: [writing-a-worker.md](writing-a-worker.md); an executable in any language at all can
+also be a CGI script: `poolparty -- python3 -m poolparty.cgi SCRIPT`.
 """
 
 
