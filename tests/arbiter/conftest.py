@@ -231,7 +231,7 @@ class Bench:
         """Start a restart; the list gets its outcome."""
         outcome: list[str | None] = []
         with self.pool.lock:
-            self.pool.restart_workers(outcome.append)
+            self.pool.restart_workers(outcome.append, "a test")
         return outcome
 
     def stop(self) -> None:

@@ -118,10 +118,13 @@ def test_it_is_ready_once_a_child_is_and_says_why_it_is_not(serve: Serve) -> Non
         expected=["worker died before it was ready"],
     )
     server.wait_log("died before it was ready")
-    status, body = admin(server, "/ready")
-    assert status == 503
-    assert b"no worker is ready; the last one:" in body
-    assert b"no license" in body
+
+    def says_why() -> bool:
+        status, body = admin(server, "/ready")
+        assert status == 503
+        return b"no worker is ready; the last one:" in body and b"no license" in body
+
+    wait_until(says_why, "the reason")
     assert admin(server, "/health") == (200, b"ok\n")
     ready = serve(*ADMIN, "--min-pool-size", "0")
     wait_until(lambda: admin(ready, "/ready") == (200, b"ok\n"), "readiness: a child can be started")
