@@ -197,5 +197,5 @@ def test_an_error_is_one_bounded_line_of_printable_characters(message: str) -> N
 def test_the_error_about_an_unknown_command_names_those_of_the_original() -> None:
     want = "restart-workers|spawn-workers|remove-workers|stats|collectd-metrics"
     ours = "ps|drain|kill|dump|log|metrics"
-    assert UNKNOWN_COMMAND == f"unknown command, want {want}|{ours}"
+    assert f"unknown command, want {want}|{ours}" == UNKNOWN_COMMAND
     assert [command.name for command in COMMANDS] == [*want.split("|"), *ours.split("|"), "exit"]
