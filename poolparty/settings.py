@@ -365,8 +365,9 @@ OPTIONS = (
         "agent_address", None, parse_own_address, "ADDRESS", example="127.0.0.1:8082",
         text="""Where HAProxy's agent check is answered: HOST:PORT or unix:PATH.
 
-        Each connection is told one line, a weight by the share of free children, `drain` while the children
-        are being restarted or the server stops, `down` while it could serve nothing. Off by default.""",
+        Each connection is told one line: a weight by the share of free children, at most 10 % while the
+        children are being restarted; `drain` while the server stops; `down` while it could serve nothing.
+        Off by default. docs/scaling.md says more.""",
     ),
     Option(
         "slowlog_timeout", "0", parse_duration, "DURATION",

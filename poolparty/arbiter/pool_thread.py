@@ -75,6 +75,9 @@ OUT_OF_ROOM = frozenset((errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 ROOM_PATIENCE = 5.0
 """Seconds for which requests wait although the machine has no room for a child."""
 
+RESTART_SHARE = 0.1
+"""The most that a load balancer is told to be free during a rolling restart."""
+
 SPINNING = 1000
 """Turns in a row without an event after which something is wrong, and the loop slows down."""
 
@@ -338,14 +341,19 @@ class PoolThread:
 
     def capacity(self) -> tuple[str | None, float]:
         """For a load balancer: `down` or `drain` if it is to send nothing new, and the share of children that
-        are free."""
-        if self.policy.stopping or self.policy.restarting:
+        are free.
+
+        A rolling restart does not drain: its children serve all the while, and where every server restarts
+        at once a balancer would be left without any. The load goes elsewhere by weight, if it can.
+        """
+        if self.policy.stopping:
             return "drain", 0.0
         if self.why_not_ready() is not None:
             return "down", 0.0
         busy, _, queued = self._load()
         most = self.options.max_pool_size
-        return None, max(most - busy - queued, 0) / most
+        free = max(most - busy - queued, 0) / most
+        return None, min(free, RESTART_SHARE) if self.policy.restarting else free
 
     def _tell(self, kind: str, text: str, pid: int | None = None) -> None:
         self.events.append(events.Event(round(time.time(), 3), kind, text, pid))
