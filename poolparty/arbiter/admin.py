@@ -134,7 +134,7 @@ def _page(pool: Pool, private: bool) -> Answer:
 
 
 def _policy(page: bytes) -> str:
-    """The page's own script and style by their hashes, and nothing else from anywhere."""
+    """The page's own script and style by their hashes, its icon, and nothing else from anywhere."""
     sources = {}
     for kind in ("script", "style"):
         blocks = re.findall(rb"<%s>(.*?)</%s>" % (kind.encode(), kind.encode()), page, re.DOTALL)
@@ -142,7 +142,7 @@ def _policy(page: bytes) -> str:
         sources[kind] = " ".join(f"'sha256-{digest}'" for digest in hashes) or "'none'"
     return (
         f"default-src 'none'; script-src {sources['script']}; style-src {sources['style']}; "
-        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
 
 
