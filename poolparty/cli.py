@@ -36,6 +36,7 @@ from poolparty.settings import (
     serves_a_pool,
 )
 
+USAGE = "%(prog)s [options] -- CMD [ARG ...]"
 CONFIG_FILE = "./poolparty.conf.py"
 
 # Where we differ from gunicorn: a server behind a proxy or in front of browsers, which keep connections open.
@@ -270,7 +271,7 @@ def _summary(cfg: Config) -> str:
 
 def main() -> NoReturn:
     try:
-        Poolparty("%(prog)s [options] -- CMD [ARG ...]", prog="poolparty").run()
+        Poolparty(USAGE, prog="poolparty").run()
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(0)

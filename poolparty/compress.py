@@ -104,7 +104,8 @@ def compress_beside(path: str, encodings: list[bytes]) -> list[str]:
     return made
 
 
-def main(argv: list[str] | None = None) -> int:
+def parser() -> argparse.ArgumentParser:
+    """The arguments of the command."""
     parser = argparse.ArgumentParser(
         prog="poolparty-compress",
         description="Makes compressed copies (.br, .gz) beside the files below ROOT, for --static-compress.",
@@ -112,7 +113,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("root", metavar="ROOT", help="the directory that is given to --static-root")
     parser.add_argument("--no-brotli", action="store_true", help="make .gz only")
     parser.add_argument("-q", "--quiet", action="store_true", help="do not name the files made")
-    arguments = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
     if not os.path.isdir(arguments.root):
         print(f"Error: {arguments.root} is no directory.", file=sys.stderr)
         return 1

@@ -32,9 +32,17 @@ WATCHING_COMMANDS = (
 )
 # What is done here, without a server.
 LOCAL_COMMANDS = (
-    Command("check", "[OPTION …] -- CMD …", "whether the worker CMD keeps the worker protocol"),
+    Command(
+        "check",
+        "[--echo] [--first] [--timeout SECONDS] -- CMD …",
+        "whether the worker CMD keeps the worker protocol",
+    ),
     Command("sdk", "[LANGUAGE [--copy DIR]]", "where a language's worker library is; copy it into a folder"),
+    Command("completion", "bash|zsh|fish", "a script for the shell that completes our commands"),
+    Command("man", "[PAGE]", "a manual page, of poolparty, poolparty-ctl or poolparty-compress"),
 )
+
+SOCKET_HELP = f"the server's control socket [${SOCKET_VARIABLE} or else {DEFAULT_SOCKET}]"
 
 HELP_COLUMN = 39
 """Where the help says what a command does."""
@@ -104,9 +112,17 @@ def _run_here(words: Sequence[str], path: str) -> int:
         from poolparty.check.command import main as run_check
 
         return run_check(words[1:])
-    from poolparty.sdk_files import main as run_sdk
+    if words[0] == "sdk":
+        from poolparty.sdk_files import main as run_sdk
 
-    return run_sdk(words[1:])
+        return run_sdk(words[1:])
+    if words[0] == "completion":
+        from poolparty.completion import main as print_completion
+
+        return print_completion(words[1:])
+    from poolparty.manual import show
+
+    return show(words[1:])
 
 
 def help_text() -> str:
@@ -128,8 +144,7 @@ def help_text() -> str:
             *local_lines,
             "",
             "options:",
-            f"  --ctl-socket PATH  the server's control socket; without it ${SOCKET_VARIABLE} is used,",
-            f"                     or else {DEFAULT_SOCKET}",
+            f"  --ctl-socket PATH  {SOCKET_HELP}",
             "  --help, --version",
             "",
             "Exit status: 0 if the server says OK, 1 if not, 2 if the command line makes no sense.",
