@@ -173,7 +173,7 @@ def _zsh(all_programs: Sequence[Program]) -> Iterator[str]:
     yield ""
     yield "_poolparty_pids() {"
     yield "    local -a socket pids"
-    yield "    (( ${+opt_args[--ctl-socket]} )) && socket=(--ctl-socket ${(Q)opt_args[--ctl-socket]})"
+    yield "    [[ -n $ctl_socket ]] && socket=(--ctl-socket $ctl_socket)"
     yield f'    pids=(${{(f)"$(poolparty-ctl $socket {ASK_PIDS})"}})'
     yield "    _values pid $pids"
     yield "}"
@@ -210,6 +210,8 @@ def _zsh_words(program: Program) -> Iterator[str]:
     for flag in program.flags:
         yield from (f"        {spec} \\" for spec in _zsh_flag(flag))
     yield "        '1: :->command' '*:: :->arguments' && return"
+    # Kept for _poolparty_pids: an inner _arguments begins opt_args anew.
+    yield "    local ctl_socket=${(Q)opt_args[--ctl-socket]:-}"
     yield "    case $state in"
     yield "    command)"
     yield "        commands=("

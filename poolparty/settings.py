@@ -367,7 +367,7 @@ OPTIONS = (
 
         Each connection is told one line: a weight by the share of free children, at most 10 % while the
         children are being restarted; `drain` while the server stops; `down` while it could serve nothing.
-        Off by default. docs/scaling.md says more.""",
+        Off by default. docs/monitoring.md says more.""",
     ),
     Option(
         "slowlog_timeout", "0", parse_duration, "DURATION",

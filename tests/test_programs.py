@@ -1,4 +1,4 @@
-"""The tables of the three commands: what completion and manual pages are made of is what the commands take."""
+"""The tables of the three commands: completion and manual pages are made of what the commands take."""
 
 from __future__ import annotations
 

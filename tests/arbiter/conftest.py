@@ -56,12 +56,17 @@ def gate(path):
 """
 
 
-def wait_until(condition: Callable[[], Any], what: str = "", deadline: float = DEADLINE) -> Any:
-    """Wait until condition() is true and return what it is; fail loudly otherwise."""
+def wait_until(
+    condition: Callable[[], Any], what: str | Callable[[], str] = "", deadline: float = DEADLINE
+) -> Any:
+    """Wait until condition() is true and return what it is; fail loudly otherwise.
+
+    what: what is waited for; a callable where it says how things stand, which are to be those at the end.
+    """
     end = time.monotonic() + deadline
     while not (value := condition()):
         if time.monotonic() > end:
-            pytest.fail(f"waited {deadline} s for {what or condition}")
+            pytest.fail(f"waited {deadline} s for {what() if callable(what) else what or condition}")
         time.sleep(0.002)
     return value
 
@@ -217,7 +222,9 @@ class Bench:
     def wait_children(self, count: int, *states: State) -> list[Child]:
         found = wait_until(
             lambda: [None, *children] if len(children := self.children(*states)) == count else None,
-            f"{count} children that are {states}; there are {self.children()}, log {self.log.texts()}",
+            lambda: (
+                f"{count} children that are {states}; there are {self.children()}, log {self.log.texts()}"
+            ),
         )
         return found[1:]
 

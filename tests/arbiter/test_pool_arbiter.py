@@ -62,7 +62,7 @@ class Server:
 
     def wait_log(self, text: str, count: int = 1) -> None:
         self.wait_for(
-            lambda: self.log.count(text) >= count, f"{count} times {text!r} in the log:\n{self.log}"
+            lambda: self.log.count(text) >= count, lambda: f"{count} times {text!r} in the log:\n{self.log}"
         )
 
     def open(self, path: str = "/") -> socket.socket:
