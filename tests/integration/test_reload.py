@@ -132,7 +132,7 @@ def test_reload_paths_bound_what_is_watched(serve: Callable[..., Server], applic
     save(application, "two")
     (application.parent / "lib" / "a.txt").write_text("2")
     wait_answer(server, "two")
-    server.wait_log('msg="the application has changed" file=lib/a.txt')
+    server.wait_log('reason="the application has changed: lib/a.txt"')
     assert len(server.wait_log("the application has changed")) == 1
 
 
