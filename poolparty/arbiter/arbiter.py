@@ -332,6 +332,8 @@ class PoolArbiter(Arbiter):
                 self.boot_failures = max(self.boot_failures, 1)  # the first is replaced at once
             return
         code = os.waitstatus_to_exitcode(status)
+        # Asked here too: a reload may come before the main loop has seen that the first ones serve.
+        self.served = self.served or any(other.booted for other in self.seats.values())
         if not self.served and code == self.WORKER_BOOT_ERROR:
             raise HaltServer("Worker failed to boot.", self.WORKER_BOOT_ERROR)
         if not self.served and code == self.APP_LOAD_ERROR:
