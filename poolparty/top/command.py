@@ -139,6 +139,8 @@ class _Terminal:
         handled: dict[int, object] = {
             number: signal.signal(number, _raise_stop) for number in (signal.SIGTERM, signal.SIGHUP)
         }
+        # Who started it may have ignored Ctrl-C, as shells do in the background; here it ends it.
+        handled[signal.SIGINT] = signal.signal(signal.SIGINT, signal.default_int_handler)
         handled[signal.SIGWINCH] = signal.signal(signal.SIGWINCH, lambda number, frame: None)
         handled[signal.SIGTSTP] = signal.signal(signal.SIGTSTP, self._suspend)
         try:

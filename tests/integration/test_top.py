@@ -66,7 +66,9 @@ class Terminal:
 
     def end(self) -> int:
         """Read until the process has ended; its status."""
+        deadline = time.monotonic() + PATIENCE
         while self.process.poll() is None or select.select([self.master], [], [], 0)[0]:
+            assert time.monotonic() < deadline, "it does not end"
             if select.select([self.master], [], [], 0.05)[0]:
                 self.output += os.read(self.master, 65536)
         return self.process.returncode
