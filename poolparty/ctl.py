@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import errno
 import os
+import pkgutil
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from poolparty import __version__
 from poolparty.errors import PoolpartyError
@@ -96,33 +97,30 @@ def run(argv: Sequence[str]) -> int:
     if not words:
         print(help_text(), end="", file=sys.stderr)
         return 2
-    if words[0] in {command.name for command in (*LOCAL_COMMANDS, *WATCHING_COMMANDS)}:
-        return _run_here(words, path)
+    if words[0] in _DOERS:
+        return _run_here(words)
+    if words[0] == "top":
+        from poolparty.top.command import main as run_top
+
+        return run_top(words[1:], path)
     if words[0] not in {command.name for command in COMMANDS}:
         raise UsageError(UNKNOWN_COMMAND)
     return ask(path, words)
 
 
-def _run_here(words: Sequence[str], path: str) -> int:
-    if words[0] == "top":
-        from poolparty.top.command import main as run_top
+# Who does what is done here: imported when it is asked for. Each takes the words behind the command's own.
+_DOERS = {
+    "check": "poolparty.check.command:main",
+    "sdk": "poolparty.sdk_files:main",
+    "completion": "poolparty.completion:main",
+    "man": "poolparty.manual:show",
+}
+assert list(_DOERS) == [command.name for command in LOCAL_COMMANDS]
 
-        return run_top(words[1:], path)
-    if words[0] == "check":
-        from poolparty.check.command import main as run_check
 
-        return run_check(words[1:])
-    if words[0] == "sdk":
-        from poolparty.sdk_files import main as run_sdk
-
-        return run_sdk(words[1:])
-    if words[0] == "completion":
-        from poolparty.completion import main as print_completion
-
-        return print_completion(words[1:])
-    from poolparty.manual import show
-
-    return show(words[1:])
+def _run_here(words: Sequence[str]) -> int:
+    doer: Callable[[Sequence[str]], int] = pkgutil.resolve_name(_DOERS[words[0]])
+    return doer(words[1:])
 
 
 def help_text() -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ from gunicorn.reloader import reloader_engines
 from poolparty import compress, ctl
 from poolparty.cli import USAGE, PoolpartyConfig
 from poolparty.sdk_files import languages
-from poolparty.settings import OPTIONS
+from poolparty.settings import OPTIONS, paragraphs
 from poolparty.top.figures import COLUMNS
 from poolparty.wire.control import COMMANDS, Command
 
@@ -181,7 +180,7 @@ def _groups(parser: argparse.ArgumentParser) -> tuple[tuple[str, tuple[Flag, ...
 
 def _flag(action: argparse.Action) -> Flag:
     ours = next((option for option in OPTIONS if option.name == action.dest), None)
-    more = [] if ours is None else _paragraphs(ours.text)[1:]
+    more = [] if ours is None else list(paragraphs(ours.text))[1:]
     text = (_sentence(action.help or ""), *more)
     value = None
     if action.nargs != 0:
@@ -204,11 +203,6 @@ def _sentence(text: str) -> str:
     """A help text, whose percent signs are doubled for argparse, as a sentence."""
     text = text.replace("%%", "%").replace("``", "`")
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "]", ")")) else ".")
-
-
-def _paragraphs(text: str) -> list[str]:
-    dedented = textwrap.dedent(" " * 8 + text)
-    return [" ".join(paragraph.split()) for paragraph in dedented.split("\n\n")]
 
 
 def _taken_apart(command: Command) -> Word:

@@ -1095,7 +1095,8 @@ GUNICORN_OPTIONS = (
 )
 
 
-def _paragraphs(text: str) -> Iterator[str]:
+def paragraphs(text: str) -> Iterator[str]:
+    """An option's text, each paragraph on one line."""
     for paragraph in textwrap.dedent(" " * 8 + text).split("\n\n"):
         yield " ".join(paragraph.split())
 
@@ -1118,7 +1119,7 @@ def settings_md() -> str:
         lines += ["", f"## {option.name}", "", "| flag | default |", "|---|---|"]
         flag = option.flag if option.meta is None else f"{option.flag} {option.meta}"
         lines += [f"| `{flag}` | {default} |"]
-        for paragraph in _paragraphs(option.text):
+        for paragraph in paragraphs(option.text):
             lines += ["", *textwrap.wrap(paragraph, 118, break_on_hyphens=False, break_long_words=False)]
     lines += [
         "",

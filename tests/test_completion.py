@@ -136,11 +136,13 @@ ZSH = """
 zmodload zsh/zpty
 zpty terminal zsh -f -i
 zpty -w terminal 'PS1=; stty -echo cols 200 rows 500; autoload -Uz compinit; compinit -u -D
-unsetopt zle_bracketed_paste; bindkey "^X" list-choices; source ./completion.zsh; print READ""Y'
+unsetopt zle_bracketed_paste; bindkey "^X" list-choices; source ./completion.zsh
+zle-line-init() { print -n READ""Y }; zle -N zle-line-init'
 zpty -r -m terminal out '*READY*'
 for line; do
     zpty -w -n terminal "$line"$'\\x18\\x05\\x15print DON""E\\n'
-    zpty -r -m terminal out '*DONE*'
+    # Not before the editor has the terminal again: until then ^U would be the terminal's own.
+    zpty -r -m terminal out '*DONE*READY*'
     print -r -- "$out"$'\\x01'
 done
 zpty -d terminal

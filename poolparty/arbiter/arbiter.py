@@ -123,7 +123,7 @@ class PoolArbiter(Arbiter):
         self.seats: dict[int, Seat] = {}  # by the pid of the HTTP worker
         self.draining: dict[int, float] = {}  # HTTP workers told to leave, and when
         self.stale_age = 0  # HTTP workers up to this age are to be replaced: a reload is under way
-        self.served = False  # whether any HTTP worker has booted
+        self.served = False  # whether any HTTP worker had booted when the last one ended
         self.boot_failures = 0
         self.not_before = 0.0  # no HTTP worker is started before this time
         self.stopping = False
@@ -240,7 +240,6 @@ class PoolArbiter(Arbiter):
             self.spawn_workers()
         serving = self.serving()
         booted = [pid for pid in serving if self.seats[pid].booted]
-        self.served = self.served or bool(booted)
         now = time.monotonic()
         if any(now - self.seats[pid].opened_at > YOUNG for pid in booted):
             self.boot_failures = 0
@@ -315,6 +314,7 @@ class PoolArbiter(Arbiter):
             return
         seat = self.seats.pop(pid)
         self.pool.seat_reaped(seat)
+        self.served = self.served or any(one.booted for one in (seat, *self.seats.values()))
         draining = self.draining.pop(pid, None) is not None
         self.log_worker_exit(pid, status)
         worker.tmp.close()
@@ -332,8 +332,6 @@ class PoolArbiter(Arbiter):
                 self.boot_failures = max(self.boot_failures, 1)  # the first is replaced at once
             return
         code = os.waitstatus_to_exitcode(status)
-        # Asked here too: a reload may come before the main loop has seen that the first ones serve.
-        self.served = self.served or any(other.booted for other in self.seats.values())
         if not self.served and code == self.WORKER_BOOT_ERROR:
             raise HaltServer("Worker failed to boot.", self.WORKER_BOOT_ERROR)
         if not self.served and code == self.APP_LOAD_ERROR:

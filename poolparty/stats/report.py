@@ -97,7 +97,6 @@ def snapshot(pool: Pool, sampler: sampling.Sampler = sampling.processes) -> Snap
     now = time.monotonic()
     words = pool.scoreboard.words
     seats = {seat.id: seat.pid for seat in pool.seats.values() if seat.pid}
-    opened = {seat.id: seat.opened_at for seat in pool.seats.values()}
     own_pid = os.getpid()
     usage = sampler.sample({own_pid, *seats.values(), *(child.pid for child in pool.children.values())})
 
@@ -119,7 +118,7 @@ def snapshot(pool: Pool, sampler: sampling.Sampler = sampling.processes) -> Snap
                 "pid": pid,
                 "slot": seat,
                 "connections": words[base + SeatWord.CONNECTIONS],
-                "age": round(max(now - opened[seat], 0.0), 1),
+                "age": round(max(now - pool.seats[seat].opened_at, 0.0), 1),
                 "requests": words[base + COUNTER_INDEX["requests"]],
                 "queued": waiting,
                 "draining": bool(words[base + SeatWord.DRAINING]),

@@ -24,8 +24,9 @@ from rich.text import Text
 
 from poolparty.errors import PoolpartyError
 from poolparty.top.feed import Feed
-from poolparty.top.figures import COLUMNS, Sample, printable
+from poolparty.top.figures import COLUMNS, Sample
 from poolparty.top.screen import View, page, plain
+from poolparty.wire.control import printable
 
 MIN_INTERVAL = 0.1
 INTERVAL = 1.0

@@ -14,6 +14,7 @@ from typing import Any
 
 from poolparty.stats.counters import quantile
 from poolparty.stats.history import ERRORS
+from poolparty.wire.control import printable
 
 Snapshot = Mapping[str, Any]
 
@@ -207,11 +208,6 @@ def events(snapshot: Snapshot, count: int) -> list[str]:
         printable(f"{time.strftime('%H:%M:%S', time.localtime(event['at']))} {event['text']}")
         for event in happened[-count:]
     ]
-
-
-def printable(text: str) -> str:
-    """One line of it, with what a terminal would obey, or turn the line by, shown as an escape."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def brief(seconds: float | None) -> str:

@@ -101,8 +101,12 @@ def error_line(message: str) -> str:
     text = " ".join(message.split())
     if len(text) > MAX_MESSAGE:
         text = text[:MAX_MESSAGE] + "…"
-    text = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
-    return f"ERROR: {text}\n"
+    return f"ERROR: {printable(text)}\n"
+
+
+def printable(text: str) -> str:
+    """One line of it, with what a terminal would obey, or turn the line by, shown as an escape."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 class CommandReader:

@@ -31,4 +31,4 @@ def test_it_says_what_it_is_to_every_reader() -> None:
     assert re.search(r"<title>[^<]+</title>", PAGE)
     assert 'name="viewport"' in PAGE
     assert "prefers-color-scheme" in PAGE
-    assert "aria-live" in PAGE or 'role="status"' in PAGE
+    assert PAGE.count('role="status"') == 3, "an outage, a restart and an action's outcome are read out"

@@ -8,6 +8,7 @@ import re
 import socket
 import time
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -354,6 +355,15 @@ def test_every_metric_has_a_type_help_and_a_name_of_ours() -> None:
         assert family.name.startswith("poolparty_")
         assert family.documentation
         assert family.type in ("counter", "gauge", "histogram", "info"), family
+
+
+def test_the_documentation_names_the_metrics_that_there_are(checkout: Path) -> None:
+    text = (checkout / "docs" / "monitoring.md").read_text()
+    section = text.partition("## Metrics\n")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`([a-z_]+)(?:\{[a-z]+\})?`", section)) - {"poolparty_", "pool", "role", "slot"}
+    text = metrics.render(snapshot(busy_pool())).decode()
+    exported = set(re.findall(r"^# TYPE poolparty_(\w+) ", text, re.MULTILINE))
+    assert named == exported
 
 
 def test_events_are_told_as_they_are_kept() -> None:

@@ -76,7 +76,8 @@
 (def- blank-request @{:remote-address "" :uri "" :method "" :headers false :body false})
 
 # Clients repeat themselves: of requests without a body, the headers by the bytes they came as, once these have come
-# twice (true: they have come once). To find them costs a tenth of decoding a browser's. It is emptied when it is full.
+# twice (true: they have come once). A request with a browser's thirteen takes 6 us so, and 9 us if they are decoded.
+# It is emptied when it is full.
 (def- known @{})
 (def- known-limit 256)
 (def- known-size-limit 2048)
@@ -124,7 +125,7 @@
   (put request :uri (read-bytes string/slice buf at))
   (put request :method (read-bytes string/slice buf at))
   # A last byte of 0 is mostly the size of an empty body; whatever it is, the same bytes mean the same. One or two
-  # headers are decoded as quickly.
+  # headers are not worth it.
   (def rest
     (if (and (> (in buf at) 2) (= 0 (in buf (- end 1))) (nil? inf) (< (- end at) known-size-limit))
       (string/slice buf at)))
