@@ -1,15 +1,14 @@
-"""A short run of the chaos driver, with another seed each time; a long one is started by hand (run.py)."""
+"""A short run of the chaos driver; a long one, and other seeds, are started by hand (run.py)."""
 
 from __future__ import annotations
 
 import os
-import random
 import subprocess
 import sys
 from pathlib import Path
 
 SECONDS = 20
-SEED = os.environ.get("POOLPARTY_CHAOS_SEED", str(random.SystemRandom().randrange(10**6)))
+SEED = os.environ.get("POOLPARTY_CHAOS_SEED", "1")
 
 
 def test_chaos_breaks_no_promise() -> None:

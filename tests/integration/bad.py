@@ -8,6 +8,7 @@
 /grow?mb=      keeps so many MB more
 /swell         grows by 50 MB again and again, and never answers
 /pid           the process
+/…?ms=         answers after so many milliseconds
 
 The variable POOLPARTY_TEST_SICK names a file: while it is there and says so, health checks fail ("false"),
 are late ("late"), or the program exits before it is ready ("exit").
@@ -67,6 +68,7 @@ def handler(request: poolparty.Request) -> object:
         case "/pid":
             pass
         case _:
+            time.sleep(int(query.get("ms", "0")) / 1000)
             return f"{request.method} {request.uri}\n".encode() + request.body
     return str(os.getpid())
 

@@ -195,7 +195,7 @@ class Load:
     def next_request(self) -> tuple[str, bytes, bytes]:
         """Method, the whole request, the body that its answer must have."""
         token = next(self._numbers)
-        target = f"{self._target}?token={token:08d}"
+        target = f"{self._target}{'&' if '?' in self._target else '?'}token={token:08d}"
         uri = f"http://{self._host}{target}\n".encode()
         if self._random.random() >= self._posts:
             return "GET", f"GET {target} HTTP/1.1\r\nHost: {self._host}\r\n\r\n".encode(), b"GET " + uri

@@ -47,9 +47,9 @@ def bad(serve: Serve, sick: Path) -> Callable[..., Server]:
 
 
 @contextlib.contextmanager
-def unharmed(server: Server, connections: int = 8) -> Iterator[Load]:
+def unharmed(server: Server, connections: int = 8, target: str = "/load") -> Iterator[Load]:
     """Load before, during and after the block: all of it is answered."""
-    with Load(server.address, connections) as load:
+    with Load(server.address, connections, target=target) as load:
         answers(load)
         yield load
         answers(load)
@@ -170,12 +170,12 @@ def test_a_child_that_swells_in_a_request_is_killed_in_the_middle_of_it(bad: Cal
 
 
 def test_children_are_replaced_after_so_many_requests_and_not_all_at_once(bad: Callable[..., Server]) -> None:
-    server = bad("--worker-max-requests", "300", "--worker-max-requests-jitter", "200")
-    with unharmed(server):
+    server = bad("--worker-max-requests", "40", "--worker-max-requests-jitter", "40")
+    with unharmed(server, target="/load?ms=5"):
         server.wait_log("cause=.max requests", count=4, deadline=40)
     ends = [int(found[1]) for found in re.finditer(r" requests=(\d+) cause=.max requests", server.log)]
-    # Beyond its limit a child only bridges the time until its successor is ready.
-    assert all(300 <= end < 1500 for end in ends), ends
+    # Beyond its limit a child only bridges the time until its successor is ready: 200 requests are a second.
+    assert all(40 <= end < 80 + 5 * 200 for end in ends), ends
     assert len(set(ends)) > 1, ends
     assert server.pool()["counters"]["worker_ended_max_requests"] == len(ends)
 
