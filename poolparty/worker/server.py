@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from poolparty.stats.scoreboard import COUNTER_INDEX, SeatWord
 from poolparty.worker.access import AccessLog
-from poolparty.worker.connection import Connection, Phase
+from poolparty.worker.connection import Connection
 from poolparty.worker.dispatcher import Dispatcher
 from poolparty.worker.forwarded import NO_PEER, Proxies, host_and_port
+from poolparty.worker.reading import Phase
 from poolparty.worker.request import FieldRules
 from poolparty.worker.request_id import RequestIds
 from poolparty.worker.response import CLOSE, own_response

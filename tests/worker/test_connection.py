@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
@@ -18,18 +19,15 @@ from poolparty.settings import Options
 from poolparty.stats.scoreboard import COUNTER_INDEX, Scoreboard
 from poolparty.wire.frames import HTTPRequest, ResponseHead, decode_request
 from poolparty.worker import connection as connection_module
+from poolparty.worker import reading as reading_module
 from poolparty.worker import server as server_module
-from poolparty.worker.connection import (
-    CONTINUE,
-    LINGER_BYTES,
-    LINGER_TIME,
-    MAX_PIPELINED,
-    NEVER,
-    Connection,
-    Phase,
-)
+from poolparty.worker.connection import LINGER_BYTES, LINGER_TIME, Connection
+from poolparty.worker.reading import CONTINUE, MAX_PIPELINED, NEVER, Phase
 from poolparty.worker.request import Request
 from poolparty.worker.server import Server
+
+CLOCKED = (connection_module, reading_module, server_module)
+"""What goes by a Side's clock while it is open."""
 
 READ_TIMEOUT, WRITE_TIMEOUT, KEEPALIVE = 60.0, 30.0, 75.0
 MAX_BODY = 100_000
@@ -190,7 +188,7 @@ class Side:
         self._channel = socket.socketpair()
         seat: Any = SimpleNamespace(id=0, scoreboard=self.board, worker_end=self._channel[0])
         loop: Any = SimpleNamespace(add_reader=lambda *args: None)
-        for module in (connection_module, server_module):
+        for module in CLOCKED:
             module.monotonic = self.clock  # type: ignore[attr-defined]
         self.server = Server(Settings(**cfg), replace(DEFAULTS, **options), self.log, seat, loop, list)  # type: ignore[arg-type]
         self.dispatcher: Any = FakeDispatcher()
@@ -200,6 +198,8 @@ class Side:
         self.transport, self.connection = self.connect()
 
     def close(self) -> None:
+        for module in CLOCKED:
+            module.monotonic = time.monotonic  # type: ignore[attr-defined]
         for end in self._channel:
             end.close()
 
@@ -300,10 +300,7 @@ class Side:
 
 
 @pytest.fixture
-def sides(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    # Only so that the clocks are put back.
-    monkeypatch.setattr(connection_module, "monotonic", connection_module.monotonic)
-    monkeypatch.setattr(server_module, "monotonic", server_module.monotonic)
+def sides() -> Iterator[Any]:
     made: list[Side] = []
 
     def make(**changes: Any) -> Side:
@@ -1322,9 +1319,8 @@ def wire(spec: Spec) -> tuple[bytes, bytes]:
 def test_any_split_of_any_requests_gives_the_same_requests(
     specs: list[Spec], cuts: list[int], every: int, past_the_parser: int
 ) -> None:
-    kept = connection_module.monotonic, server_module.monotonic
-    large_body = connection_module.LARGE_BODY
-    connection_module.LARGE_BODY = past_the_parser
+    large_body = reading_module.LARGE_BODY
+    reading_module.LARGE_BODY = past_the_parser
     side = Side()
     try:
         encoded = [wire(spec) for spec in specs]
@@ -1352,5 +1348,4 @@ def test_any_split_of_any_requests_gives_the_same_requests(
         assert side.connection.phase is Phase.IDLE and side.connection.deadline != NEVER
     finally:
         side.close()
-        connection_module.LARGE_BODY = large_body
-        connection_module.monotonic, server_module.monotonic = kept  # type: ignore[attr-defined]
+        reading_module.LARGE_BODY = large_body

@@ -11,9 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from poolparty.worker import connection as connection_module
-from poolparty.worker import server as server_module
-from poolparty.worker.connection import NEVER
+from poolparty.worker.reading import NEVER
 
 # Test modules cannot import each other by name (--import-mode=importlib).
 _spec = importlib.util.spec_from_file_location(
@@ -40,7 +38,6 @@ class ConnectionMachine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.kept = connection_module.monotonic, server_module.monotonic
         self.side: Any = _side.Side()
         self.unsent = b""
         self.asked: list[bytes] = []  # targets, in order; b"" for what is no request
@@ -157,7 +154,6 @@ class ConnectionMachine(RuleBasedStateMachine):
                 assert self.side.transport.closed
         finally:
             self.side.close()
-            connection_module.monotonic, server_module.monotonic = self.kept  # type: ignore[attr-defined]
 
 
 TestConnectionMachine = ConnectionMachine.TestCase

@@ -16,8 +16,6 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from poolparty.worker import connection as connection_module
-from poolparty.worker import server as server_module
 from poolparty.worker.request import KNOWN_METHODS
 
 _spec = importlib.util.spec_from_file_location(
@@ -31,13 +29,6 @@ Side, bytewise = _side.Side, _side.bytewise
 HOST = b"Host: h\r\n"
 SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: h\r\n\r\n"
 CHUNKED = b"Transfer-Encoding: chunked"
-
-
-@pytest.fixture(autouse=True)
-def clocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Side sets them; here they are put back.
-    monkeypatch.setattr(connection_module, "monotonic", connection_module.monotonic)
-    monkeypatch.setattr(server_module, "monotonic", server_module.monotonic)
 
 
 def head(line: bytes, *fields: bytes) -> bytes:
@@ -442,7 +433,6 @@ REMEMBERED = [
 def behaviour(pieces: list[bytes], before: bytes) -> Any:
     """What comes of a request that follows `before`, sent three times: what the child sees, or the
     refusal."""
-    kept = connection_module.monotonic, server_module.monotonic
     side = Side()
     try:
         for _ in range(3 if before else 0):
@@ -459,7 +449,6 @@ def behaviour(pieces: list[bytes], before: bytes) -> Any:
         return side.received(), side.transport.eof, side.connection._begun or bool(side.connection._line)
     finally:
         side.close()
-        connection_module.monotonic, server_module.monotonic = kept  # type: ignore[attr-defined]
 
 
 @given(
