@@ -27,7 +27,7 @@ from poolparty.worker.request import Request
 from poolparty.worker.response import CLOSE, KEEP_ALIVE, Rendered, head_end, own_response, render
 
 if TYPE_CHECKING:
-    from poolparty.worker.dispatcher import Lease
+    from poolparty.worker.lease import Lease
     from poolparty.worker.server import Server
     from poolparty.worker.transfer import Transfer
 

@@ -32,16 +32,9 @@ from poolparty.wire.frames import (
 )
 from poolparty.wire.seat import Lend, Reason, Recall, Return, Want
 from poolparty.worker import dispatcher as module
-from poolparty.worker.dispatcher import (
-    LARGE_PIPE,
-    MAX_UNSENT,
-    PACE_WINDOW,
-    SLOW_ALLOWED,
-    SLOW_ANSWER,
-    Dispatcher,
-    Lease,
-    Pace,
-)
+from poolparty.worker import lease as lease_module
+from poolparty.worker.dispatcher import PACE_WINDOW, SLOW_ALLOWED, SLOW_ANSWER, Dispatcher, Pace
+from poolparty.worker.lease import LARGE_PIPE, MAX_UNSENT, Lease
 from poolparty.worker.request import Request
 
 DEADLINE = 10.0
@@ -320,7 +313,8 @@ def pools(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Pool]]:
         made.append(Pool(**changes))
         return made[-1]
 
-    monkeypatch.setattr(module, "monotonic", lambda: made[-1].now)
+    for clocked in (module, lease_module):
+        monkeypatch.setattr(clocked, "monotonic", lambda: made[-1].now)
     yield make
     for pool in made:
         pool.close()

@@ -1,0 +1,451 @@
+"""One child that this HTTP worker holds: what it runs, what was written ahead to it, and its two pipe ends.
+
+Per request nothing happens here but a write to the child's stdin and a read of its fd 3; no timer, no task,
+no lock. What is on the scoreboard before the first byte of a request (SENT) and after the last of its
+response (ANSWERED) tells the arbiter whether a child is idle, also when this process has died.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import select
+import sys
+import termios
+from bisect import bisect_left
+from collections import deque
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from poolparty.errors import FrameError
+from poolparty.stats.counters import BOUNDS, BUCKETS
+from poolparty.stats.scoreboard import ChildWord
+from poolparty.wire.frames import HTTPResponse, ResponseEvent, ResponsePiece, ResponseReader, ResponseStart
+from poolparty.wire.seat import Lend, Reason
+from poolparty.worker.request_id import id_of
+
+if TYPE_CHECKING:
+    from poolparty.worker.dispatcher import Dispatcher
+    from poolparty.worker.request import Request
+
+READ_SIZE = 64 * 1024
+"""Bytes asked of fd 3 at once: what a pipe holds by default."""
+
+LARGE_PIPE = 1024 * 1024
+"""Bytes of a pipe that large messages go through, if the kernel allows it (fs.pipe-max-size)."""
+
+LARGE_BODY = 128 * 1024
+"""Bytes of a request's body from which on it is worth a large pipe: a usual one holds half of that."""
+
+MAX_UNSENT = 64 * 1024 * 1024
+"""Bytes that are kept for a slow client while other requests stand behind its own. Beyond it they wait with
+it, until it has read or request_write_timeout has ended it: memory has an end too."""
+
+MAX_SHOWN_ID = 64
+"""Bytes of a request's id on the scoreboard."""
+
+NEVER = float("inf")
+
+MAX_IOV = 512
+"""Pieces in one writev; the kernel's bound is 1024."""
+
+UNASKED = "it answered more than was asked"
+
+
+class Lease:
+    """One child that is ours until it is given back: its two pipe ends and what was written to it."""
+
+    __slots__ = (
+        "_answered",
+        "_sent",
+        "_started",
+        "begun",
+        "discarding",
+        "dispatcher",
+        "enlarged",
+        "in_ring",
+        "left",
+        "number",
+        "outstanding",
+        "paused",
+        "pid",
+        "reader",
+        "reading",
+        "recalled",
+        "shown",
+        "slot",
+        "stalled",
+        "stdin",
+        "stdout",
+        "unwritten",
+    )
+
+    outstanding: deque[Request]  # the first is what it runs, the others stand in its stdin
+    unwritten: deque[memoryview] | None  # what its stdin had no room for yet
+
+    def __init__(self, dispatcher: Dispatcher, lend: Lend, stdin: int, stdout: int) -> None:
+        self.dispatcher = dispatcher
+        self.number = lend.lease
+        self.pid = lend.pid
+        self.slot = lend.slot
+        self.stdin = stdin
+        self.stdout = stdout
+        self.reader = ResponseReader()
+        self.outstanding = deque()
+        self.unwritten = None
+        self.recalled = False
+        self.in_ring = False  # it is among those that may be given a request ahead
+        self.reading = False
+        self.enlarged: tuple[int, ...] = ()  # those of its two pipes that are large, counted in the budget
+        self.paused = 0.0  # when it was made to wait, time.monotonic()
+        self.stalled = 0.0  # seconds that it waited so with this large response
+        self.shown: Request | None = None  # of which the scoreboard tells that it runs it
+        self.begun = False  # the head of a large response has gone to the client
+        self.discarding = False  # a large response that nobody wants any more is read to its end
+        base = dispatcher.board.child_base(lend.slot)
+        most = dispatcher.words[base + ChildWord.MAX_REQUESTS]
+        # How many answers until it is given back to be replaced; beyond that it only bridges until it is.
+        self.left = most - dispatcher.words[base + ChildWord.ANSWERED] if most else 0
+        self._sent = base + ChildWord.SENT
+        self._answered = base + ChildWord.ANSWERED
+        self._started = base + ChildWord.STARTED
+
+    def resume_reading(self) -> None:
+        """Watch the child's fd 3."""
+        if not self.reading and self.number in self.dispatcher.leases:
+            self.reading = True
+            self.dispatcher.loop.add_reader(self.stdout, self.on_readable)
+            if self.outstanding:
+                # What it waited for its client counts for no time limit of its own.
+                stalled = monotonic() - self.paused
+                self.stalled += stalled
+                self.dispatcher.times[self._started] += stalled
+
+    def pause_reading(self) -> None:
+        """Let the child wait: its client does not read. Never while others wait behind: that client's answer
+        is buffered."""
+        if len(self.outstanding) < 2:
+            self._pause()
+
+    def _pause(self) -> None:
+        if self.reading:
+            self.reading = False
+            self.paused = monotonic()
+            self.dispatcher.loop.remove_reader(self.stdout)
+
+    def run(self, request: Request, now: float) -> bool:
+        """Write a request to the idle child. False: the child is gone, and has certainly seen nothing of
+        it."""
+        dispatcher = self.dispatcher
+        dispatcher.words[self._sent] += 1
+        dispatcher.times[self._started] = now
+        request.started = now
+        request.worker_pid = self.pid
+        head = request.head
+        try:
+            if request.body:
+                if request.body_size > LARGE_BODY:
+                    self._enlarge(self.stdin)
+                self._write_parts(deque(memoryview(part) for part in (head, *request.body)))
+            else:
+                written = os.write(self.stdin, head)
+                if written != len(head):
+                    self._wait_writable(deque((memoryview(head)[written:],)))
+        except BlockingIOError:
+            self._wait_writable(deque((memoryview(head),)))
+        except OSError:
+            # EPIPE: no process has the reading end any more, so nobody can have read a byte.
+            dispatcher.words[self._answered] += 1
+            return False
+        self.outstanding.append(request)
+        return True
+
+    def show(self) -> None:
+        """Tell on the scoreboard what the child runs, for those who look at what takes long."""
+        request = self.outstanding[0]
+        if self.shown is not request:
+            self.shown = request
+            number = self.dispatcher.words[self._answered] + 1
+            text = b" ".join((id_of(request)[:MAX_SHOWN_ID] or b"-", request.method, request.target))
+            self.dispatcher.board.tell_runs(self.slot, number, text)
+
+    def untouched(self) -> bool:
+        """Whether the child has died, and had not read a byte of what it was to run.
+
+        Its pipe keeps what nobody has read. While a process lives that could still read it, it is not known.
+        """
+        if not self.outstanding or not self.reader.idle:
+            return False
+        poll = select.poll()
+        poll.register(self.stdin, 0)
+        if not any(mask & select.POLLERR for _, mask in poll.poll(0)):
+            return False
+        return self.unread_requests() == len(self.outstanding)
+
+    def unread_requests(self) -> int:
+        """How many of the outstanding requests, counted from the last, the child has read nothing of."""
+        unread = int.from_bytes(fcntl.ioctl(self.stdin, termios.FIONREAD, bytes(4)), sys.byteorder)
+        unread += sum(map(len, self.unwritten or ()))
+        count = 0
+        for request in reversed(self.outstanding):
+            unread -= len(request.head) + sum(map(len, request.body))
+            if unread < 0:
+                break
+            count += 1
+        return count
+
+    def run_ahead(self, request: Request) -> bool:
+        """Write a request behind the one that runs. False: not now; nothing of it was written."""
+        dispatcher = self.dispatcher
+        dispatcher.words[self._sent] += 1
+        try:
+            # At most PIPE_BUF bytes, so all or nothing (pipe(7)).
+            os.write(self.stdin, request.head)
+        except OSError:
+            # Full, or the child is gone: then its fd 3 tells, and there it is handled.
+            dispatcher.words[self._sent] -= 1
+            return False
+        request.worker_pid = self.pid
+        self.outstanding.append(request)
+        return True
+
+    def _write_parts(self, parts: deque[memoryview]) -> None:
+        """Write until all is written or the pipe is full. OSError but for EAGAIN only before the first
+        byte."""
+        first = True
+        while parts:
+            try:
+                written = os.writev(self.stdin, [parts[i] for i in range(min(len(parts), MAX_IOV))])
+            except BlockingIOError:
+                break
+            except OSError:
+                if first:
+                    raise
+                self.unwritten = parts  # it died in the middle: fd 3 says so too, and there it is handled
+                return
+            first = False
+            while parts and written >= len(parts[0]):
+                written -= len(parts.popleft())
+            if written:
+                parts[0] = parts[0][written:]
+        if parts:
+            self._wait_writable(parts)
+
+    def _wait_writable(self, parts: deque[memoryview]) -> None:
+        self.unwritten = parts
+        self.dispatcher.loop.add_writer(self.stdin, self.on_writable)
+
+    def on_writable(self) -> None:
+        """The child has read some: write on."""
+        parts, self.unwritten = self.unwritten, None
+        self.dispatcher.loop.remove_writer(self.stdin)
+        if parts:
+            try:
+                self._write_parts(parts)
+            except OSError:
+                # What the child answered before it died is told by fd 3, and its death too.
+                self.unwritten = parts
+
+    def on_readable(self) -> None:
+        """The child has answered, or is gone."""
+        if self.reader.body_left:
+            self._pass_on()
+            return
+        try:
+            data = os.read(self.stdout, READ_SIZE)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        dispatcher = self.dispatcher
+        outstanding = self.outstanding
+        if not data:
+            dispatcher.broken(self, "it closed fd 3", logging.DEBUG)
+            return
+        if not outstanding:
+            dispatcher.broken(self, UNASKED, logging.WARNING)
+            return
+        try:
+            events = self.reader.feed(data)
+        except FrameError as error:
+            dispatcher.broken(self, str(error), logging.WARNING)
+            return
+        if len(events) == 1 and type(events[0]) is HTTPResponse and self.reader.idle:
+            # The path of nearly every request. The child gets its next one before the client its answer.
+            event = events[0]
+            request = outstanding.popleft()
+            self._answer(request)
+            self._continue()
+            connection = request.connection
+            if connection is not None:
+                connection.send_response(request, event.head, event.body)
+        else:
+            self._on_events(events)
+
+    def _pass_on(self) -> None:
+        """Take the next bytes of a large response's body from the pipe to the client, through one buffer for
+        all."""
+        dispatcher = self.dispatcher
+        room = dispatcher.passage[: self.reader.body_left]
+        try:
+            size = os.readv(self.stdout, [room])
+        except BlockingIOError:
+            return
+        except OSError:
+            size = 0
+        if not size:
+            dispatcher.broken(self, "it closed fd 3", logging.DEBUG)
+            return
+        last = self.reader.passed(size)
+        request = self.outstanding[0]
+        connection = request.connection
+        discarding = self.discarding or connection is None
+        if last:
+            self.outstanding.popleft()
+            self._answer(request)
+            self.begun = self.discarding = False
+            if not self.outstanding and self._holds_more():
+                dispatcher.broken(self, UNASKED, logging.WARNING)
+            else:
+                self._continue()
+        if not discarding and connection is not None:
+            connection.send_piece(request, room[:size], last)
+            if len(self.outstanding) > 1 and not last and connection.unsent > MAX_UNSENT:
+                self._pause()
+
+    def _holds_more(self) -> bool:
+        """Whether the child has written more than was read."""
+        return fcntl.ioctl(self.stdout, termios.FIONREAD, bytes(4)) != bytes(4)
+
+    def _enlarge(self, pipe: int) -> None:
+        """A large message is in this pipe, and others will follow: let more of it go in at once."""
+        dispatcher = self.dispatcher
+        if pipe in self.enlarged or dispatcher.pipe_budget < LARGE_PIPE:
+            return
+        try:
+            if fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ) < LARGE_PIPE:
+                fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, LARGE_PIPE)
+        except (OSError, AttributeError):
+            dispatcher.pipe_budget = 0  # the user has no more pages for pipes, or the system no such call
+            return
+        self.enlarged += (pipe,)
+        dispatcher.pipe_budget -= LARGE_PIPE
+
+    def _on_events(self, events: list[ResponseEvent]) -> None:
+        """Several responses, or a part of one."""
+        whole: list[tuple[Request, HTTPResponse]] = []
+        why: str | None = None
+        completed = False
+        # Answers of one write arrive together: the second of a child that answers twice would be given to the
+        # request that stands behind, if that is still to be seen unread.
+        unread = self.unread_requests() if len(events) > 1 and len(self.outstanding) > 1 else 0
+        for event in events:
+            if not self.outstanding or (completed and len(self.outstanding) <= unread):
+                why = UNASKED
+                break
+            request = self.outstanding[0]
+            connection = request.connection
+            if isinstance(event, HTTPResponse):
+                whole.append((self.outstanding.popleft(), event))
+                self._answer(request)
+                completed = True
+            elif isinstance(event, ResponseStart):
+                self._enlarge(self.stdout)
+                self.stalled = 0.0
+                self.dispatcher.pace.add(NEVER)  # while it passes through, what stands behind it waits
+                self.begun = connection is not None and connection.start_response(
+                    request, event.head, event.body_size, self
+                )
+                self.discarding = not self.begun
+            elif isinstance(event, ResponsePiece):
+                self.discarding = self.discarding or connection is None
+                if event.last:
+                    self.outstanding.popleft()
+                    self._answer(request)
+                    completed = True
+                if not self.discarding and connection is not None:
+                    connection.send_piece(request, event.data, event.last)
+                if event.last:
+                    self.begun = self.discarding = False
+            else:
+                why = f"it sent {event!r} instead of a response"
+                break
+        if why is None and self.reader.fault is not None:
+            why = str(self.reader.fault)
+        if why is None and not self.outstanding and not self.reader.idle:
+            why = UNASKED
+        if why is not None:
+            # Were it used on, what stands behind would be taken for the next request's answer.
+            self.dispatcher.broken(self, why, logging.WARNING)
+        elif completed:
+            self._continue()
+        for request, event in whole:
+            if request.connection is not None:
+                request.connection.send_response(request, event.head, event.body)
+
+    def _answer(self, request: Request) -> None:
+        """Count an answer, and start the clock of the request behind it."""
+        dispatcher = self.dispatcher
+        dispatcher.words[self._answered] += 1
+        self.left -= 1
+        if not self.left:
+            self.recalled = True
+        now = monotonic()
+        started = request.started
+        seconds = now - started
+        dispatcher.pace.add(seconds)
+        times = dispatcher.times
+        service = dispatcher.service
+        dispatcher.words[service + bisect_left(BOUNDS, seconds)] += 1
+        times[service + BUCKETS] += seconds
+        waited = started - request.accepted
+        queue_wait = dispatcher.queue_wait
+        dispatcher.words[queue_wait + bisect_left(BOUNDS, waited)] += 1
+        times[queue_wait + BUCKETS] += waited
+        if self.outstanding:
+            self.outstanding[0].started = now
+            times[self._started] = now
+
+    def _continue(self) -> None:
+        """The child has room for another request, or none is left for it."""
+        dispatcher = self.dispatcher
+        if self.unwritten is not None:
+            if not self.outstanding:
+                # It answered before it had read its request: the rest would be taken for the next one.
+                dispatcher.give_back(self, Reason.BROKEN)
+        elif self.recalled:
+            if not self.outstanding:
+                dispatcher.give_back(self, Reason.IDLE)
+        elif dispatcher.queue:
+            dispatcher.run_next(self)
+        elif not self.outstanding:
+            if dispatcher.draining:
+                dispatcher.give_back(self, Reason.IDLE)
+            else:
+                dispatcher.idle.append(self)
+        elif not self.in_ring:
+            self.in_ring = True
+            dispatcher.ring.append(self)
+
+    def may_run_ahead(self) -> bool:
+        """Whether a request may be written behind the one that runs."""
+        return (
+            0 < len(self.outstanding) < self.dispatcher.prefetch
+            and self.unwritten is None
+            and not self.recalled
+            and not self.begun
+            and self.number in self.dispatcher.leases
+        )
+
+    def close(self) -> None:
+        """Close our copies of the child's pipe ends."""
+        loop = self.dispatcher.loop
+        if self.reading:
+            self.reading = False
+            loop.remove_reader(self.stdout)
+        if self.unwritten is not None:
+            self.unwritten = None
+            loop.remove_writer(self.stdin)
+        os.close(self.stdin)
+        os.close(self.stdout)
