@@ -4,10 +4,13 @@ one child, the slow log. Figures agree wherever they are shown."""
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import socket
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -42,39 +45,93 @@ def scraped(text: bytes) -> dict[str, float]:
     return sums
 
 
+ROUND = [
+    *(("GET", f"/status?code={code}", None, code) for code in (200, 200, 404, 503)),
+    *(("POST", "/body", b"x" * size, 200) for size in (0, 7)),
+    ("HEAD", "/size?n=9", None, 200),
+    ("POST", "/bad-header?kind=newline", b"", 502),
+]
+"""Requests, and the status that each is answered with."""
+
+
+def connections_of_each(server: Server, count: int) -> list[Client]:
+    """So many to each HTTP worker: while the others cannot accept, it does."""
+    clients: list[Client] = []
+    for chosen in server.http_workers():
+        others = [pid for pid in server.http_workers() if pid != chosen]
+        for pid in others:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            clients += [server.connect() for _ in range(count)]
+            server.wait_connections(len(clients))
+        finally:
+            for pid in others:
+                os.kill(pid, signal.SIGCONT)
+    return clients
+
+
 def test_figures_agree_wherever_they_are_shown(serve: Serve) -> None:
-    server = serve(*ADMIN, "--access-logfile", "-", "--access-log-json")
+    """A client that counts its requests, at two HTTP workers at once, and whoever tells their number."""
+    server = serve(
+        *(*ADMIN, "--access-logfile", "-", "--access-log-json", "--workers", "2", "--max-pool-size", "3"),
+        expected=["unusable response"],
+    )
+    wait_until(lambda: len(server.http_workers()) == 2, "both HTTP workers")
     server.wait_ready()
-    with server.connect() as client:
-        statuses = [client.ask("GET", f"/status?code={code}").status for code in [200] * 30 + [404] * 12]
-    with server.connect() as client:
-        statuses += [client.ask("POST", "/body", b"x" * size).status for size in range(8)]
-    assert len(statuses) == 50
-    stats = server.pool()
-    assert stats["requests"] == stats["outcomes"]["answered"] == 50
-    assert (stats["counters"]["status_2xx"], stats["counters"]["status_4xx"]) == (38, 12)
-    assert [stats["histograms"][name]["count"] for name in ("service", "queue_wait")] == [50, 50]
-    assert sum(child["requests"] for child in stats["children"]) == 50
-    assert stats["counters"]["bytes_received"] == sum(range(8))
+    clients = connections_of_each(server, 3)
+    seen: Counter[int] = Counter()
+    with ThreadPoolExecutor(len(clients)) as threads:
+
+        def ask(client: Client) -> list[int]:
+            rounds = (request for _ in range(5) for request in ROUND)
+            return [client.ask(method, target, body).status for method, target, body, _ in rounds]
+
+        for statuses in threads.map(ask, clients):
+            assert statuses == 5 * [status for *_, status in ROUND]
+            seen.update(statuses)
+    each = 5 * len(clients)
+    n = each * len(ROUND)
+    assert n == seen.total() == 240
+    assert seen == {200: 5 * each, 404: each, 503: each, 502: each}
+
+    def check(stats: dict[str, Any]) -> None:
+        pool = stats["pools"][0]
+        assert pool["requests"] == sum(pool["outcomes"].values()) == n
+        assert (pool["outcomes"]["answered"], pool["outcomes"]["failed"]) == (n - each, each)
+        counters = pool["counters"]
+        assert [counters[f"status_{digit}xx"] for digit in (2, 4, 5)] == [5 * each, each, each]
+        assert counters["bytes_received"] == 7 * each
+        # An answer that HTTP cannot carry has taken its child as long as any.
+        assert [pool["histograms"][name]["count"] for name in ("service", "queue_wait")] == [n, n]
+        assert sum(child["requests"] for child in pool["children"]) == n
+        by_each = [worker["requests"] for worker in stats["http_workers"]]
+        assert by_each == [n // 2, n // 2]
+
+    check(server.stats())
+    check(json.loads(admin(server, "/stats.json")[1]))
+    check(json.loads(admin(server, "/history.json")[1])["stats"])  # what the status page shows
+    assert f"requests={n}" in server.ctl("stats")
     for text in (admin(server, "/metrics")[1], "\n".join(server.ctl("metrics")[:-1]).encode() + b"\n"):
         figures = scraped(text)
-        assert figures["poolparty_requests_total"] == figures["poolparty_request_outcomes_total"] == 50
-        assert (
-            figures["poolparty_service_seconds_count"] == figures["poolparty_queue_wait_seconds_count"] == 50
-        )
-        assert figures["poolparty_responses_total"] == 50
-    assert json.loads(admin(server, "/stats.json")[1])["pools"][0]["requests"] == 50
-    wait_until(
-        lambda: (
-            sum(sample["requests"] for sample in json.loads(admin(server, "/history.json")[1])["history"])
-            > 45
-        ),
-        "the history",
-    )
-    lines = access_log(server, 50)
-    assert [line["status"] for line in lines] == statuses
-    assert {line["worker_pid"] for line in lines} == set(server.children())
+        assert figures["poolparty_requests_total"] == figures["poolparty_request_outcomes_total"] == n
+        for name in ("service_seconds_count", "queue_wait_seconds_count"):
+            assert figures[f"poolparty_{name}"] == n
+        assert figures["poolparty_responses_total"] == n - each
+        assert figures["poolparty_request_body_bytes_total"] == 7 * each
+
+    def drawn() -> float:
+        samples = json.loads(admin(server, "/history.json")[1])["history"]
+        return float(sum(sample["requests"] for sample in samples))
+
+    # Rates of about a second each, so their sum is about the number.
+    wait_until(lambda: 0.9 * n < drawn() < 1.1 * n, "the history")
+    lines = access_log(server, n)
+    assert len(lines) == n
+    assert Counter(line["status"] for line in lines) == seen
+    assert Counter(line["method"] for line in lines) == {"GET": 4 * each, "POST": 3 * each, "HEAD": each}
+    assert {line["worker_pid"] for line in lines} <= set(server.children())
     assert all(line["queue_wait"] >= 0 and 0 < line["service_time"] <= line["seconds"] for line in lines)
+    assert sum(line["bytes"] for line in lines) == server.pool()["counters"]["bytes_sent"]
 
 
 def test_below_the_prefix_there_are_pages_and_no_actions(serve: Serve) -> None:
