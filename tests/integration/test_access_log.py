@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import base64
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from client import Client
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from server import Server, wait_until
 
 Serve = Callable[..., Server]
@@ -107,6 +110,43 @@ def test_a_clients_target_cannot_forge_a_field_of_the_error_log(serve: Serve, ta
         assert client.answer().status in (502, 504)
     [line] = server.wait_log("unusable response|timed out")
     assert line.endswith(('newline&\\x22_forged=\\x22yes"', 'path=/proc&\\x5c"'))
+
+
+def sent(text: str) -> bytes:
+    """The bytes that an escaped text in the log stands for."""
+    return re.sub(r"\\x([0-9a-f]{2})", lambda match: chr(int(match[1], 16)), text).encode("latin-1")
+
+
+def test_a_line_in_json_parses_whatever_a_client_sends(serve: Serve, tmp_path: Path) -> None:
+    log = tmp_path / "access"
+    server = serve("--access-logfile", str(log), "--access-log-json")
+    server.wait_ready()
+    statuses = set()
+
+    @settings(max_examples=300, deadline=None)
+    @given(target=st.binary(max_size=40), referer=st.binary(max_size=40), agent=st.binary(max_size=40))
+    @example(b'"\\', b'"\\', b'\\"')
+    @example(b"\xff\xed\xa0\x80", b"\xff\x85", b"\xe2\x80\xa8")
+    @example(b"\n", b"", b"")
+    @example(b"", b"\r\n\r\n", b"")
+    def each(target: bytes, referer: bytes, agent: bytes) -> None:
+        before = len(log.read_bytes()) if log.exists() else 0
+        with Client(server.address) as client:
+            fields = b"Referer: %s\r\nUser-Agent: %s\r\n" % (referer, agent)
+            client.send(b"GET /%s HTTP/1.1\r\nHost: h\r\nConnection: close\r\n%s\r\n" % (target, fields))
+            statuses.add(status := client.answer().status)
+        wait_until(lambda: log.read_bytes()[before:].endswith(b"\n"), "a line")
+        [line] = log.read_bytes()[before:].split(b"\n")[:-1]
+        found = json.loads(line)
+        assert found["status"] == status
+        assert line.isascii() and line.decode().isprintable()
+        if status != 400 and b"\r" not in target + referer + agent:
+            assert sent(found["target"]) == b"/" + target
+            assert sent(found["referer"]) == referer.strip(b" \t")
+            assert sent(found["user_agent"]) == agent.strip(b" \t")
+
+    each()
+    assert statuses >= {400, 404}
 
 
 def test_the_logs_are_reopened_at_usr1(serve: Serve, tmp_path: Path) -> None:
