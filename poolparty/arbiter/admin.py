@@ -53,6 +53,11 @@ BIND_RETRY = 1.0
 
 BACKLOG = 128
 
+LEAST_WEIGHT = 4
+"""Percent of its weight that a server without a free child has. HAProxy rounds down, its weights end at 256,
+and one of 0 is the same as draining. With 4 %, servers that are weighted 25 to 250 by their size keep that
+proportion while all of them are busy."""
+
 ACTION_HEADER = "x-poolparty"
 """What an action wants to see: a page of somebody else's cannot make a browser send it without asking."""
 
@@ -420,13 +425,10 @@ def _host_is_ours(host: str) -> bool:
 
 def agent_line(obstacle: str | None, free: float) -> str:
     """What HAProxy's agent check reads: obstacle is `drain` or `down`, free the share of children (0 to 1)
-    that could take a request at once.
-
-    Never below 1 %: a weight of 0 would be the same as draining.
-    """
+    that could take a request at once."""
     if obstacle is not None:
         return f"{obstacle}\n"
-    return f"up ready {max(round(100 * free), 1)}%\n"
+    return f"up ready {max(round(100 * free), LEAST_WEIGHT)}%\n"
 
 
 # --- sessions ----------------------------------------------------------------------------------------------

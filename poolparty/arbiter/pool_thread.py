@@ -326,11 +326,9 @@ class PoolThread:
 
     def why_not_ready(self) -> str | None:
         """Why a request would find no child; None: one is ready, or can be started for it."""
-        words = self.scoreboard.words
         if self.policy.stopping:
             return "the server is stopping"
-        bases = [self.scoreboard.seat_base(seat.id) for seat in self.seats.values() if seat.booted]
-        if all(words[base + SeatWord.DRAINING] for base in bases):
+        if all(self._draining()):
             return "no HTTP worker serves"
         if any(child.state in READY_STATES for child in self.children.values()):
             return None
@@ -346,14 +344,20 @@ class PoolThread:
         A rolling restart does not drain: its children serve all the while, and where every server restarts
         at once a balancer would be left without any. The load goes elsewhere by weight, if it can.
         """
-        if self.policy.stopping:
-            return "drain", 0.0
+        draining = self._draining()
+        if self.policy.stopping or (draining and all(draining)):
+            return "drain", 0.0  # not `down`: what it runs it still answers
         if self.why_not_ready() is not None:
             return "down", 0.0
         busy, _, queued = self._load()
         most = self.options.max_pool_size
         free = max(most - busy - queued, 0) / most
         return None, min(free, RESTART_SHARE) if self.policy.restarting else free
+
+    def _draining(self) -> list[bool]:
+        """Of each HTTP worker that has booted, whether it takes no new connections."""
+        bases = (self.scoreboard.seat_base(seat.id) for seat in self.seats.values() if seat.booted)
+        return [bool(self.scoreboard.words[base + SeatWord.DRAINING]) for base in bases]
 
     def _tell(self, kind: str, text: str, pid: int | None = None) -> None:
         self.events.append(events.Event(round(time.time(), 3), kind, text, pid))

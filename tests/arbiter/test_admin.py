@@ -331,7 +331,7 @@ def test_without_descriptors_it_pauses(pool: FakePool, monkeypatch: pytest.Monke
     [
         (None, 1.0, "up ready 100%\n"),
         (None, 0.376, "up ready 38%\n"),
-        (None, 0.0, "up ready 1%\n"),
+        (None, 0.0, "up ready 4%\n"),
         ("drain", 0.5, "drain\n"),
         ("down", 0.0, "down\n"),
     ],
