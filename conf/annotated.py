@@ -220,3 +220,6 @@ worker_class = "poolparty.GWorker"
 
 # A file for the master's process id.
 # pidfile = "/run/poolparty.pid"
+
+# Send the pool's figures there; docs/monitoring.md names them.
+# statsd_host = "127.0.0.1:8125"

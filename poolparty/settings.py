@@ -902,6 +902,10 @@ def prepare(cfg: Config) -> Options:
         raise ConfigError(complaint("worker_tmp_dir", heartbeats, wrong))
     if cfg.settings["certfile"].get() or cfg.settings["keyfile"].get():
         _check_tls(cfg)
+    if cfg.settings["statsd_host"].get() is not None:
+        from poolparty.arbiter.statsd_sender import Target  # with prometheus_client, for those who want it
+
+        Target.from_cfg(cfg)
     if "graceful_timeout" not in _given(cfg):
         enough = math.ceil(options.worker_request_timeout) + GRACE_BEYOND_REQUEST
         cfg.settings["graceful_timeout"].set(max(enough, cfg.settings["graceful_timeout"].get()))
@@ -990,7 +994,7 @@ def _no_passphrase() -> str:
     raise ValueError("its key is encrypted, and nobody is there to type the passphrase")
 
 
-# What gunicorn lacks: our settings, and three small patches of Config.
+# What gunicorn lacks: our settings, and four small patches of Config.
 
 
 def _setting(option: Option) -> Any:
@@ -1030,6 +1034,7 @@ def _given(cfg: Config) -> dict[str, int]:
 
 def _patch_config() -> None:
     gunicorn_set, gunicorn_validate = Config.set, Config.validate
+    gunicorn_logger_class = Config.logger_class.fget
 
     def set_and_remember(self: Config, name: str, value: object) -> None:
         gunicorn_set(self, name, value)
@@ -1047,9 +1052,18 @@ def _patch_config() -> None:
         value: str | None = self.settings["wsgi_app"].get()
         return APPLICATION if value is None and serves_a_pool(self) else value
 
+    def logger_class(self: Config) -> Any:
+        """Where nothing else is asked for, statsd_host is the pool thread's affair: gunicorn's logger for it
+        sends three datagrams a request, and waits where a socket is full."""
+        default = self.settings["logger_class"].default
+        if serves_a_pool(self) and self.settings["logger_class"].get() in (default, "simple"):
+            return util.load_class(default)
+        return gunicorn_logger_class(self)
+
     Config.set = set_and_remember
     Config.validate = validate
     Config.wsgi_app = property(wsgi_app)
+    Config.logger_class = property(logger_class)
 
 
 # Documentation.
@@ -1092,6 +1106,7 @@ GUNICORN_OPTIONS = (
     ("chdir", "/srv/app", "Where children start, and what relative paths are relative to."),
     ("raw_env", ["LANG=C.UTF-8"], "Variables for the children's environment."),
     ("pidfile", "/run/poolparty.pid", "A file for the master's process id."),
+    ("statsd_host", "127.0.0.1:8125", "Send the pool's figures there; docs/monitoring.md names them."),
 )
 
 
@@ -1133,6 +1148,9 @@ def settings_md() -> str:
         *(f"| `{row.name}` | {row.why} |" for row in REFUSED if row.name not in REFUSED_AT_ODD_VALUES),
         "",
         "Accepted, and without effect: " + ", ".join(f"`{name}`" for name in sorted(WITHOUT_EFFECT)) + ".",
+        "",
+        "`statsd_host` sends what [monitoring.md](monitoring.md#statsd) names; gunicorn's own figures only",
+        'with `logger_class = "gunicorn.instrument.statsd.Statsd"`, at three datagrams a request.',
     ]
     return "\n".join(lines) + "\n"
 

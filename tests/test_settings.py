@@ -479,6 +479,27 @@ def test_a_context_of_the_users_own_making_is_left_to_the_user(certificate: Path
     pool_config(certfile=f"{certificate}/cert-encrypted.pem", ssl_context=make).validate()
 
 
+def test_statsd_is_the_pools_unless_gunicorns_own_logger_is_named() -> None:
+    plain, own = "gunicorn.glogging.Logger", "gunicorn.instrument.statsd.Statsd"
+    for values, expected in (
+        ({}, plain),
+        ({"statsd_host": "localhost"}, plain),
+        ({"statsd_host": "localhost", "logger_class": own}, own),
+    ):
+        found = pool_config(**values).logger_class
+        assert f"{found.__module__}.{found.__qualname__}" == expected
+    application = Config()
+    application.set("statsd_host", "localhost")
+    assert application.logger_class.__qualname__ == "Statsd"
+
+
+def test_a_statsd_that_cannot_be_sent_to_ends_the_start() -> None:
+    with pytest.raises(ConfigError, match=r"^statsd_host"):
+        pool_config(statsd_host="fd://3").validate()
+    with pytest.raises(ConfigError, match=r"^statsd_prefix"):
+        pool_config(statsd_host="localhost", statsd_prefix="a:b").validate()
+
+
 # gunicorn's own options: every one has a verdict, so that a new gunicorn cannot bring one nobody thought
 # about.
 

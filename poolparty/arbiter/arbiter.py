@@ -255,15 +255,17 @@ class PoolArbiter(Arbiter):
         self.tell_metrics()
 
     def tell_metrics(self) -> None:
-        """gunicorn's own gauges, for statsd."""
+        """gunicorn's own gauges, for its own statsd logger; and to the pool what it cannot see."""
         count = len(self.serving())
         if count != self._last_logged_active_worker_count:
             self._last_logged_active_worker_count = count
             self.log.debug(
                 f"{count} workers", extra={"metric": "gunicorn.workers", "value": count, "mtype": "gauge"}
             )
+        self.pool.listen_backlog = None
         if self.cfg.enable_backlog_metric:
-            backlog = sum(listener.get_backlog() or 0 for listener in self.LISTENERS)
+            backlog = sum(max(listener.get_backlog() or 0, 0) for listener in self.LISTENERS)
+            self.pool.listen_backlog = backlog
             self.log.debug(
                 f"socket backlog: {backlog}",
                 extra={"metric": "gunicorn.backlog", "value": backlog, "mtype": "histogram"},

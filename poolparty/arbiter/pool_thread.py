@@ -30,7 +30,7 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from poolparty.arbiter import children, sampling, slowlog
 from poolparty.arbiter.admin import AdminServer
@@ -47,6 +47,9 @@ from poolparty.stats import events, report
 from poolparty.stats.history import History
 from poolparty.stats.notice import Notice
 from poolparty.stats.scoreboard import ChildWord, PoolWord, Scoreboard, SeatWord
+
+if TYPE_CHECKING:
+    from poolparty.arbiter.statsd_sender import StatsdSender
 
 __all__ = ["PoolThread", "Seat"]
 
@@ -120,6 +123,8 @@ class PoolThread:
         if options.admin_address is not None or options.admin_prefix is not None:
             self.history = History(self.scoreboard, self.started_at)
         self.slow_log = slowlog.SlowLog(self)
+        self.listen_backlog: int | None = None  # as the arbiter saw it last, if enable_backlog_metric is set
+        self.statsd: StatsdSender | None = None
         self.failure: BaseException | None = None
         self.ready = options.min_pool_size == 0  # whether a child has ever been
         self._on_failure, self._on_ready = on_failure, on_ready
@@ -137,6 +142,7 @@ class PoolThread:
         self.selector.register(self._wake_r, selectors.EVENT_READ, self._on_wake)
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._aim_statsd(cfg)
         _pools.add(self)
 
     def _limits(self, options: Options) -> Limits:
@@ -163,6 +169,24 @@ class PoolThread:
             memory_limit=options.worker_memory_limit,
             memory_kill=options.worker_memory_kill,
         )
+
+    def _aim_statsd(self, cfg: Any) -> None:
+        """Send figures to the statsd that the configuration names, if it names one."""
+        if cfg.statsd_host is None:
+            if self.statsd is not None:
+                self.statsd.close()
+            self.statsd = None
+            return
+        # Here, since it needs prometheus_client: a server that nobody asks for metrics does without.
+        from poolparty.arbiter.statsd_sender import StatsdSender, Target
+
+        target = Target.from_cfg(cfg)
+        if self.statsd is None:
+            # At the start nothing has been counted, and the pool is not there yet to be asked.
+            counted = None if self._thread is None else self.stats()
+            self.statsd = StatsdSender(target, self.stats, self.log, counted)
+        else:
+            self.statsd.redirect(target)
 
     # --- called by the main thread -------------------------------------------------------------------------
 
@@ -221,6 +245,7 @@ class PoolThread:
             self._grace = options.worker_request_grace
             self.policy.set_limits(self._limits(options))
             self._configured = Recipe.from_cfg(options, cfg)
+            self._aim_statsd(cfg)
             self.restart_workers(done, "the configuration was loaded again")
             self.wake()
 
@@ -395,6 +420,8 @@ class PoolThread:
                         "the pool thread takes turn after turn without an event; it goes on slower"
                     )
                 timeout = max(timeout, RETRY)
+        if self.statsd is not None:
+            self.statsd.send()
 
     def _turn(self) -> float | None:
         """Look after what is due and carry out one decision. Returns how long to wait for the next event."""
@@ -417,6 +444,10 @@ class PoolThread:
             if now >= self.history.due:
                 self.history.sample(now, *self._load())
             wake = earlier(wake, self.history.due)
+        if self.statsd is not None:
+            if now >= self.statsd.due:
+                self.statsd.tick(now)
+            wake = earlier(wake, self.statsd.due)
         for server in (self.control, self.admin):
             server.tick(now)
             wake = earlier(wake, server.deadline())
@@ -792,6 +823,8 @@ class PoolThread:
             self._tell_restarts("the server is stopping")
             self.control.close()
             self.admin.close()
+            if self.statsd is not None:
+                self.statsd.close()
             self.selector.close()
             os.close(self._wake_r)
             os.close(self._wake_w)
@@ -809,6 +842,8 @@ class PoolThread:
         """
         self.control.abandon()
         self.admin.abandon()
+        if self.statsd is not None:
+            self.statsd.close()
         self.lending.close_in_worker()
         numbers = [self._wake_r, self._wake_w, *self.relay.fds()]
         for child in self.children.values():

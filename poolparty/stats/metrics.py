@@ -57,6 +57,11 @@ PROCESS_FIGURES = (
 """Of each process: key in stats, metric, help, whether it is a counter."""
 
 
+def families(snapshot: Mapping[str, Any]) -> Iterator[Metric]:
+    """Every metric of the snapshot, each with its samples."""
+    return _Snapshot(snapshot).collect()
+
+
 def render(snapshot: Mapping[str, Any]) -> bytes:
     """The text that a scrape gets."""
     registry = CollectorRegistry(auto_describe=False)
@@ -85,6 +90,12 @@ class _Snapshot(Collector):
             "open client connections",
             value=sum(worker["connections"] for worker in snapshot["http_workers"]),
         )
+        if snapshot["listen_backlog"] is not None:
+            yield GaugeMetricFamily(
+                PREFIX + "listen_backlog",
+                "connections that no HTTP worker has accepted yet, with enable_backlog_metric",
+                value=snapshot["listen_backlog"],
+            )
         for pool in snapshot["pools"]:
             yield from _pool(pool)
         yield from _processes(snapshot)

@@ -89,6 +89,8 @@ class Pool(Protocol):
     def restart_error(self) -> str | None: ...
     @property
     def events(self) -> Iterable[Event]: ...
+    @property
+    def listen_backlog(self) -> int | None: ...
     def why_not_ready(self) -> str | None: ...
 
 
@@ -155,6 +157,7 @@ def snapshot(pool: Pool, sampler: sampling.Sampler = sampling.processes) -> Snap
     return {
         "uptime": round(max(now - pool.started_at, 0.0), 1),
         "not_ready": pool.why_not_ready(),
+        "listen_backlog": pool.listen_backlog,
         "arbiter": {"pid": own_pid, **used(own_pid)},
         "http_workers": http_workers,
         "pools": [

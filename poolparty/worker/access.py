@@ -41,8 +41,9 @@ class AccessLog:
         """as_json: an object a line in place of access_log_format."""
         self._log = log
         self._as_json = as_json
-        self._counts = cfg.statsd_host is not None
-        self.enabled = bool(log.access_log_enabled) or cfg.statsd_host is not None
+        # gunicorn's own statsd logger counts with each line; it is there only if logger_class names it.
+        self._counts = cfg.statsd_host is not None and hasattr(log, "increment")
+        self.enabled = bool(log.access_log_enabled) or self._counts
 
     def write(
         self,

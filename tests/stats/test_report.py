@@ -55,6 +55,7 @@ class FakePool:
     policy: Any = field(default_factory=lambda: SimpleNamespace(target=3, generation=2, restarting=True))
     restart_error: str | None = "it did not boot"
     events: list[Any] = field(default_factory=list)
+    listen_backlog: int | None = 6
     options: Any = field(
         default_factory=lambda: SimpleNamespace(
             pool_cmd=("janet", "my app.janet"), min_pool_size=1, max_pool_size=8
