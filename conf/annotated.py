@@ -57,6 +57,9 @@ worker_class = "poolparty.GWorker"
 # How long a child that has to end may take, from SIGTERM to SIGKILL.
 # worker_request_grace = "5s"
 
+# How long a child may go on with a streamed answer whose client has left; then it is ended.
+# stream_cancel_timeout = "5s"
+
 # How long to wait before a child that died without ever answering is started again.
 # worker_restart_delay = "1s"
 

@@ -435,6 +435,13 @@ OPTIONS = (
         anyway.""",
     ),
     Option(
+        "stream_cancel_timeout", "5s", parse_duration, "DURATION",
+        text="""How long a child may go on with a streamed answer whose client has left; then it is ended.
+
+        A library that looks for it learns at once that the answer is not wanted and ends it, and its child
+        takes the next request; for one that does not, this is how long the child is lost to others.""",
+    ),
+    Option(
         "worker_restart_delay", "1s", parse_duration, "DURATION",
         text="""How long to wait before a child that died without ever answering is started again.
 
@@ -695,6 +702,7 @@ class Options:
     worker_rendezvous_timeout: float
     worker_request_timeout: float
     worker_request_grace: float
+    stream_cancel_timeout: float
     worker_restart_delay: float
     worker_boot_timeout: float
     worker_health_check_interval: float

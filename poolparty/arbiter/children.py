@@ -30,6 +30,7 @@ from poolparty.errors import FrameError
 from poolparty.pool.child import Event, State, next_state
 from poolparty.pool.policy import RECYCLED, Cause
 from poolparty.settings import Options
+from poolparty.wire.features import Feature, named
 from poolparty.wire.frames import HEALTH_CHECK, FrameReader, HealthReply, Ready, decode_response
 
 LAUNCHER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "launcher.py")
@@ -37,8 +38,6 @@ LAUNCHER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "launcher.py
 MAX_HANDSHAKE = 64 * 1024
 """Bytes of a frame that a child may send while the arbiter holds it: names of features, a health check's
 message."""
-
-HEALTH_REPLY_FEATURE = "health-reply"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +114,7 @@ class Child:
     killed: bool = False
     settled: bool = False  # the policy has been told that it is gone
     replaced_in: float = 0.0
-    features: frozenset[str] | None = None  # None: it has not said Ready
+    features: Feature | None = None  # None: it has not said Ready
     reader: FrameReader = field(default_factory=lambda: FrameReader(MAX_HANDSHAKE))
     replied: bool = False  # to the last health check
     drain: bool = False  # somebody has asked for it to be replaced
@@ -154,14 +153,14 @@ class Child:
             self.reader.feed(data)
             while (payload := self.reader.next_payload()) is not None:
                 self._hear(payload)
-        if self.features is not None and HEALTH_REPLY_FEATURE in self.features:
+        if self.features is not None and Feature.HEALTH_REPLY in self.features:
             return self.replied
         return unread == 0
 
     def _hear(self, payload: bytes) -> None:
         message = decode_response(payload)
         if isinstance(message, Ready) and self.features is None and self.state is State.BOOTING:
-            self.features = frozenset(message.features)
+            self.features = named(message.features)
         elif isinstance(message, HealthReply) and self.features is not None and not self.replied:
             if not message.ok:
                 raise Unwell(message.message)

@@ -15,9 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import poolparty
-
-# What the server offers a child beyond version 1 of the protocol (docs/worker-protocol.md).
-FEATURES = ("ready", "health-reply", "stack")
+from poolparty.wire import features
 
 SDK = Path(poolparty.__file__).resolve().parent / "sdk"
 
@@ -58,7 +56,7 @@ def child_environment(base: Mapping[str, str], command: Sequence[str]) -> dict[s
         if name not in _SERVERS_OWN and not name.startswith(_SERVERS_OWN_PREFIX)
     }
     environment["POOLPARTY"] = poolparty.__version__
-    environment["POOLPARTY_FEATURES"] = ",".join(FEATURES)
+    environment["POOLPARTY_FEATURES"] = ",".join(features.NAMES)
     for name, folder in _LIBRARY_PATHS.items():
         environment[name] = _appended(base.get(name), SDK / folder)
     environment["TCLLIBPATH"] = _tcl_path(base.get("TCLLIBPATH"))

@@ -24,7 +24,7 @@ from poolparty.arbiter.children import Child
 from poolparty.pool.child import Event, State
 from poolparty.pool.policy import Cause, SeatView
 from poolparty.stats.counters import OUTCOMES
-from poolparty.stats.scoreboard import COUNTER_INDEX, SeatWord
+from poolparty.stats.scoreboard import COUNTER_INDEX, ChildWord, SeatWord
 from poolparty.wire import seat as wire
 
 if TYPE_CHECKING:
@@ -245,6 +245,8 @@ class Lending:
                 child, Cause.BROKEN, "it wrote to fd 3, or closed it, while nothing was asked of it"
             )
             return True
+        features = self._board.child_base(child.slot) + ChildWord.FEATURES
+        self._board.words[features] = child.features or 0
         self._last_lease += 1
         packet = wire.encode(wire.Lend(self._last_lease, child.slot, child.pid))
         if not self._send(seat, packet, (child.stdin, child.fd3), now):
@@ -342,6 +344,9 @@ class Lending:
                 return
             case wire.Reason.TIMED_OUT:
                 self._pool.end(child, Cause.REQUEST_TIMEOUT)
+                return
+            case wire.Reason.STREAM_CANCELLED:
+                self._pool.end(child, Cause.STREAM_CANCEL)
                 return
         self._idle_again(child)
 

@@ -18,6 +18,7 @@ from poolparty.arbiter.children import Child, logfmt
 from poolparty.pool.child import READY_STATES
 from poolparty.stats.report import running
 from poolparty.stats.scoreboard import ChildWord
+from poolparty.wire.features import Feature
 
 if TYPE_CHECKING:
     from poolparty.arbiter.pool_thread import PoolThread
@@ -28,7 +29,6 @@ MIN_POLL, MAX_POLL = 0.05, 0.5
 TELLING = 0.5
 """Seconds after which a request is logged although nobody has told which it is."""
 
-STACK_FEATURE = "stack"
 STACK_SIGNAL = signal.SIGUSR1
 """What makes a child that has announced `stack` write its own stack to stderr."""
 
@@ -81,7 +81,7 @@ def _read(path: str) -> str:
 
 def ask_for_stack(child: Child) -> bool:
     """Have the child write its script's stack to stderr, if it can: whether it can."""
-    if child.features is None or STACK_FEATURE not in child.features:
+    if child.features is None or Feature.STACK not in child.features:
         return False
     with contextlib.suppress(ProcessLookupError, PermissionError):
         # The child alone: what its group's other processes make of the signal is not known.

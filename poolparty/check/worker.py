@@ -170,6 +170,8 @@ class Worker:
             raise Failed(f"it said Ready where {awaited} was due: {self._why_no_ready()}")
         if isinstance(message, HealthReply):
             raise Failed(f"it wrote a HealthReply where {awaited} was due: {self._why_no_reply()}")
+        if not isinstance(message, HTTPResponse):
+            raise Failed(f"it wrote a part of a stream where {awaited} was due: `stream` was not offered")
         try:
             render(ResponseHead(message.head.status, message.head.headers))
         except AnswerError as error:

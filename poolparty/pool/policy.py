@@ -47,6 +47,7 @@ class Cause(enum.Enum):
     STOP = "stop"
     BROKEN = "broken"  # closed a pipe or broke the framing
     REQUEST_TIMEOUT = "request timeout"
+    STREAM_CANCEL = "stream cancel"  # went on with an answer whose client had left
     BOOT_TIMEOUT = "boot timeout"
     UNHEALTHY = "unhealthy"
     KILLED = "killed"  # likewise

@@ -37,6 +37,7 @@ class ChildWord(enum.IntEnum):
     ANSWERED = 2  # requests whose response has been read to its last byte
     STARTED = 3  # float: when the request it runs now was written, meaningless while SENT == ANSWERED
     MAX_REQUESTS = 4  # the arbiter's: its lessee gives it back at so many answers, 0: it keeps it
+    FEATURES = 5  # the arbiter's: what it has announced, a Feature
 
 
 class PoolWord(enum.IntEnum):

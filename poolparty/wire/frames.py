@@ -30,11 +30,14 @@ most."""
 SMALL_HEAD = 4 * 1024
 """Up to so many bytes a large response's head is tried at every read; beyond it when they have doubled."""
 
-HTTP_REQUEST, HEALTH_CHECK_REQUEST = range(2)
-HTTP_RESPONSE, READY, HEALTH_REPLY = range(3)
+HTTP_REQUEST, HEALTH_CHECK_REQUEST, HTTP_REQUEST_FILE, STREAM_CANCEL_REQUEST = range(4)
+HTTP_RESPONSE, READY, HEALTH_REPLY, RESPONSE_START, RESPONSE_CHUNK, RESPONSE_END = range(6)
 
 HEALTH_CHECK = b"\x01\x00\x00\x00\x01"
 """The frame of a HealthCheckRequest."""
+
+STREAM_CANCEL = b"\x01\x00\x00\x00\x03"
+"""The frame of a StreamCancel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,24 @@ class HTTPRequest:
 @dataclass(frozen=True, slots=True)
 class HealthCheckRequest:
     """Answered by HealthReply if the child announced `health-reply`, else by nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class HTTPRequestFile:
+    """A request whose body is a file of `size` bytes, for a child that announced `body-file`."""
+
+    remote_address: bytes
+    uri: bytes
+    method: bytes
+    headers: list[tuple[bytes, bytes]]
+    path: bytes
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamCancel:
+    """The response that the child sends in pieces is not wanted any more. Only for a child that announced
+    `stream-cancel`; it is answered by the response's end, and means nothing between two responses."""
 
 
 @dataclass(slots=True, eq=False)
@@ -79,15 +100,17 @@ class HTTPResponse:
 
 @dataclass(frozen=True, slots=True)
 class ResponseStart:
-    """The head of a large response; its body of `body_size` bytes follows as ResponsePieces."""
+    """The head of a response whose body follows as ResponsePieces: a large one of `body_size` bytes, or, if
+    that is None, one that its child sends in pieces (ResponseStart, ResponseChunk …, ResponseEnd on the
+    wire)."""
 
     head: ResponseHead
-    body_size: int
+    body_size: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class ResponsePiece:
-    """The next bytes of a large response's body; `last` on the final one."""
+    """The next bytes of such a body; `last` on the final one, which ends a streamed body without bytes."""
 
     data: bytes | memoryview
     last: bool
@@ -108,9 +131,9 @@ class HealthReply:
     message: str
 
 
-Request = HTTPRequest | HealthCheckRequest
-Response = HTTPResponse | Ready | HealthReply
-ResponseEvent = Response | ResponseStart | ResponsePiece
+Request = HTTPRequest | HealthCheckRequest | HTTPRequestFile | StreamCancel
+Response = HTTPResponse | Ready | HealthReply | ResponseStart | ResponsePiece
+ResponseEvent = Response
 
 
 # --- towards the child -------------------------------------------------------------------------------------
@@ -144,6 +167,14 @@ def request_head(
     return _size_field(len(head) + body_size) + head
 
 
+def file_request(
+    remote_address: bytes, uri: bytes, method: bytes, headers: dict[bytes, bytes], path: bytes, size: int
+) -> bytes:
+    """The frame of an HTTPRequestFile; the arguments as those of `request_head`."""
+    parts = (b"\x02", remote_address, encode_string(uri), method, encode_headers(headers))
+    return frame(b"".join((*parts, encode_string(path), encode_uint(size))))
+
+
 def encode_headers(headers: dict[bytes, bytes]) -> bytes:
     """The map of a request's headers; its keys are BARE strings already."""
     count = len(headers)
@@ -158,29 +189,27 @@ def encode_request(request: Request) -> bytes:
     """The whole frame of a request."""
     if isinstance(request, HealthCheckRequest):
         return HEALTH_CHECK
-    return frame(
-        b"".join(
-            (
-                UINT[HTTP_REQUEST],
-                encode_string(request.remote_address),
-                encode_string(request.uri),
-                encode_string(request.method),
-                encode_uint(len(request.headers)),
-                *(encode_string(name) + encode_string(value) for name, value in request.headers),
-                encode_string(request.body),
-            )
-        )
-    )
+    if isinstance(request, StreamCancel):
+        return STREAM_CANCEL
+    tag = HTTP_REQUEST if isinstance(request, HTTPRequest) else HTTP_REQUEST_FILE
+    parts = [UINT[tag], encode_string(request.remote_address), encode_string(request.uri)]
+    parts += (encode_string(request.method), encode_uint(len(request.headers)))
+    parts += (encode_string(name) + encode_string(value) for name, value in request.headers)
+    if isinstance(request, HTTPRequest):
+        parts.append(encode_string(request.body))
+    else:
+        parts += (encode_string(request.path), encode_uint(request.size))
+    return frame(b"".join(parts))
 
 
 def decode_request(payload: bytes) -> Request:
     """Read a request's payload. FrameError: unknown tag, a length beyond the payload, trailing bytes."""
     try:
         tag, at = decode_uint(payload, 0)
-        if tag == HEALTH_CHECK_REQUEST:
+        if tag in (HEALTH_CHECK_REQUEST, STREAM_CANCEL_REQUEST):
             _expect_end(payload, at)
-            return HealthCheckRequest()
-        if tag != HTTP_REQUEST:
+            return HealthCheckRequest() if tag == HEALTH_CHECK_REQUEST else StreamCancel()
+        if tag != HTTP_REQUEST and tag != HTTP_REQUEST_FILE:
             raise FrameError(f"a request has the unknown tag {tag}")
         remote_address, at = decode_string(payload, at)
         uri, at = decode_string(payload, at)
@@ -192,9 +221,12 @@ def decode_request(payload: bytes) -> Request:
             value, at = decode_string(payload, at)
             headers.append((name, value))
         body, at = decode_string(payload, at)
+        size, at = decode_uint(payload, at) if tag == HTTP_REQUEST_FILE else (0, at)
     except IndexError:
         raise FrameError("a request ends before its message does") from None
     _expect_end(payload, at)
+    if tag == HTTP_REQUEST_FILE:
+        return HTTPRequestFile(remote_address, uri, method, headers, body, size)
     return HTTPRequest(remote_address, uri, method, headers, body)
 
 
@@ -208,10 +240,16 @@ def encode_response(response: Response) -> bytes:
         return frame(UINT[READY] + encode_uint(len(names)) + b"".join(names))
     if isinstance(response, HealthReply):
         return frame(UINT[HEALTH_REPLY] + UINT[response.ok] + encode_string(response.message.encode()))
-    parts = [UINT[HTTP_RESPONSE], encode_uint(response.head.status), encode_uint(len(response.head.headers))]
+    if isinstance(response, ResponsePiece):
+        if response.last:
+            return frame(UINT[RESPONSE_END])
+        return frame(UINT[RESPONSE_CHUNK] + encode_string(bytes(response.data)))
+    tag = HTTP_RESPONSE if isinstance(response, HTTPResponse) else RESPONSE_START
+    parts = [UINT[tag], encode_uint(response.head.status), encode_uint(len(response.head.headers))]
     for name, values in response.head.headers:
         parts += (encode_string(name), encode_uint(len(values)), *map(encode_string, values))
-    parts += (encode_uint(len(response.body)), bytes(response.body))
+    if isinstance(response, HTTPResponse):
+        parts += (encode_uint(len(response.body)), bytes(response.body))
     return frame(b"".join(parts))
 
 
@@ -229,8 +267,17 @@ def decode_response(payload: bytes) -> Response:
         raise FrameError("a response ends before its message does") from None
 
 
-def _decode_other(payload: bytes) -> Ready | HealthReply:
+def _decode_other(payload: bytes) -> Response:
     tag, at = decode_uint(payload, 0)
+    if tag == RESPONSE_START:
+        return ResponseStart(_decode_start(payload[at:]), None)
+    if tag == RESPONSE_CHUNK:
+        data, at = decode_string(payload, at)
+        _expect_end(payload, at)
+        return ResponsePiece(data, False)
+    if tag == RESPONSE_END:
+        _expect_end(payload, at)
+        return ResponsePiece(b"", True)
     if tag == READY:
         count, at = decode_uint(payload, at)
         names = []
@@ -247,6 +294,14 @@ def _decode_other(payload: bytes) -> Ready | HealthReply:
         _expect_end(payload, at)
         return HealthReply(ok == 1, _text(message))
     raise FrameError(f"a response has the unknown tag {tag}")
+
+
+def _decode_start(fields: bytes) -> ResponseHead:
+    """Read a ResponseStart from behind its tag: an HTTPResponse without a body's length."""
+    whole = b"\0%s\0" % fields
+    decoded = _decode_head(whole, 0, len(whole))
+    assert decoded is not None
+    return decoded[0]
 
 
 def _decode_head(buf: bytes, start: int, end: int) -> tuple[ResponseHead, int, int] | None:
@@ -344,25 +399,27 @@ class ResponseReader:
     _have: int = 0  # bytes in _parts
     _need: int = 0  # bytes from which on it is worth looking at them again
     _body_left: int = 0
+    streaming: bool = False  # a response in pieces has begun, and not ended
     fault: FrameError | None = None
     # The head that was read last, as bytes and decoded; before the first, the shortest there is.
-    _last: bytes = b"\0\xc8\x01\0"
+    _last: bytes | tuple[()] = b"\0\xc8\x01\0"
     _last_head: ResponseHead = field(default_factory=lambda: ResponseHead(200, []))
 
     @property
     def idle(self) -> bool:
         """Whether it stands between two responses."""
-        return not self._body_left and not self._parts and self.fault is None
+        return not self._body_left and not self._parts and not self.streaming and self.fault is None
 
     @property
     def body_left(self) -> int:
-        """Bytes of a large response's body that are still to come; they may be read past this reader."""
+        """Bytes of a large response's body, or of a large piece, that are still to come; they may be read
+        past this reader."""
         return self._body_left
 
     def passed(self, size: int) -> bool:
-        """So many of them were: whether those were the last. At most body_left."""
+        """So many of them were: whether the body ends with them. At most body_left."""
         self._body_left -= size
-        return not self._body_left
+        return not self._body_left and not self.streaming
 
     def feed(self, data: bytes) -> list[ResponseEvent]:
         """Events in order. FrameError: the framing is broken. Where whole events stand before the fault they
@@ -403,7 +460,7 @@ class ResponseReader:
         if self._body_left:
             piece, data = memoryview(data)[: self._body_left], data[self._body_left :]
             self._body_left -= len(piece)
-            events.append(ResponsePiece(piece, not self._body_left))
+            events.append(ResponsePiece(piece, not self._body_left and not self.streaming))
         if self._parts:
             self._parts.append(data)
             self._have += len(data)
@@ -424,9 +481,28 @@ class ResponseReader:
             if not whole and (size <= WHOLE_RESPONSE or start == len(data)):
                 need = 4 + size if size <= WHOLE_RESPONSE else 5
                 break
-            if data[start] != HTTP_RESPONSE:
-                if size > WHOLE_RESPONSE:
-                    raise FrameError(f"a frame of {size} bytes has the tag {data[start]}")
+            tag = data[start]
+            if self.streaming:
+                body_at = _piece_at(data, start, end)
+                if body_at is None:
+                    need = len(data) - at + 1
+                    break
+                self._body_left = max(end - len(data), 0)
+                if tag == RESPONSE_END:
+                    self.streaming = False
+                    events.append(ResponsePiece(b"", True))
+                elif body_at < min(end, len(data)):
+                    events.append(ResponsePiece(memoryview(data)[body_at:end], False))
+            elif tag == RESPONSE_START and size <= MAX_RESPONSE_HEAD:
+                if not whole:
+                    need = 4 + size
+                    break
+                events.append(ResponseStart(_decode_start(data[start + 1 : end]), None))
+                self.streaming = True
+                self._last = ()  # no bytes start with one of none: a whole response is no piece of this one
+            elif tag != HTTP_RESPONSE:
+                if size > WHOLE_RESPONSE or tag in (RESPONSE_CHUNK, RESPONSE_END):
+                    raise FrameError(f"a frame of {size} bytes has the tag {tag} between two responses")
                 events.append(decode_response(data[start:end]))
             else:
                 decoded = _decode_head(data, start, end)
@@ -448,6 +524,25 @@ class ResponseReader:
             self._have = len(data) - at
             self._need = need
         return events
+
+
+def _piece_at(data: bytes, start: int, end: int) -> int | None:
+    """Where in a piece of a streamed body its bytes begin; None: more is needed. Its payload is
+    data[start:end], and data may end earlier. FrameError: it is no piece."""
+    tag = data[start]
+    if tag == RESPONSE_END and end == start + 1:
+        return end
+    if tag != RESPONSE_CHUNK:
+        raise FrameError(f"a frame of {end - start} bytes has the tag {tag} in the middle of a response")
+    try:
+        size, at = decode_uint(data, start + 1)
+    except IndexError:
+        if len(data) >= end:
+            raise FrameError("a piece of a response ends before its message does") from None
+        return None
+    if at + size != end:
+        raise FrameError("a piece of a response does not end where its frame does")
+    return at
 
 
 def _size_field(size: int) -> bytes:

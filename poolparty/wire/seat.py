@@ -28,6 +28,7 @@ class Reason(enum.IntEnum):
     IDLE = 0  # nothing is wrong with it: recalled, or the seat drains
     BROKEN = 1  # it died, closed a pipe, or broke the framing
     TIMED_OUT = 2  # it ran a request for longer than worker_request_timeout
+    STREAM_CANCELLED = 4  # its client has left, and it did not end its stream in stream_cancel_timeout
     REFUSED = 3  # the seat could not take it (its descriptors did not arrive)
 
 

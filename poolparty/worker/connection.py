@@ -11,6 +11,7 @@ No timer is set per request: `deadline` is looked at by the server's sweep.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from time import monotonic
 from typing import TYPE_CHECKING, cast
@@ -24,7 +25,16 @@ from poolparty.worker.access import quoted
 from poolparty.worker.forwarded import host_and_port
 from poolparty.worker.reading import CONTINUE, NEVER, Phase, RequestReader
 from poolparty.worker.request import Request
-from poolparty.worker.response import CLOSE, KEEP_ALIVE, Rendered, head_end, own_response, render
+from poolparty.worker.response import (
+    CHUNKED,
+    CLOSE,
+    KEEP_ALIVE,
+    Rendered,
+    head_end,
+    own_response,
+    render,
+    stream_head_end,
+)
 
 if TYPE_CHECKING:
     from poolparty.worker.lease import Lease
@@ -34,6 +44,8 @@ if TYPE_CHECKING:
 LINGER_TIME = 2.0
 """Seconds that a connection is still read, and what comes is thrown away, after an answer that ended it
 early: closed at once, the kernel would reset it and the client might never see the answer (RFC 9112, 9.6)."""
+
+LAST_CHUNK = b"0\r\n\r\n"
 
 LINGER_BYTES = 16 * 1024 * 1024
 """Bytes thrown away at most meanwhile."""
@@ -55,13 +67,14 @@ _REJECTED = COUNTER_INDEX["rejected"]
 _ABANDONED = COUNTER_INDEX["abandoned"]
 _BY_CLASS = (0, 0, *(COUNTER_INDEX[name] for name in STATUS_CLASSES))
 """The counter of each class of statuses, by its digit."""
+_STREAMED = COUNTER_INDEX["streamed"]
 _BYTES_SENT = COUNTER_INDEX["bytes_sent"]
 
 
 class Connection(RequestReader):
     """The protocol object of one accepted connection."""
 
-    __slots__ = ("_client", "_direct", "_lease", "_sent", "_started_response", "address")
+    __slots__ = ("_chunked", "_client", "_direct", "_due", "_lease", "_sent", "_started_response", "address")
 
     def __init__(self, server: Server, client: tuple[str, int] | None = None) -> None:
         """client: host and port of whom the peer speaks for, by its PROXY header."""
@@ -70,6 +83,8 @@ class Connection(RequestReader):
         self._lease: Lease | Transfer | None = None  # whose large response is passing through
         self._started_response: Rendered | None = None
         self._sent = 0
+        self._chunked = False  # its pieces become chunks
+        self._due: int | None = None  # bytes of a stream still to come, if its child has said how many
         self._direct: int | None = None  # the socket's descriptor, if bytes may go past the transport
 
     # --- the transport's side ------------------------------------------------------------------------------
@@ -98,15 +113,21 @@ class Connection(RequestReader):
             if self._lease is not None:
                 self._lease.resume_reading()
                 self._lease = None
-            self._abandon(request, self._sent)
-        while self._pending:
-            self._abandon(self._pending.popleft(), 0)
+            self._abandon(request)
+        self._abandon_pending()
 
-    def _abandon(self, request: Request, sent: int) -> None:
-        """The client of a request has left before its answer."""
+    def _abandon(self, request: Request) -> None:
+        """The client of a request has left before its answer's end."""
         request.connection = None
+        started, self._started_response = self._started_response, None
         self.server.count(_ABANDONED)
-        self.server.log_access(self, request, 499, sent)
+        self.server.add(_BYTES_SENT, self._sent)
+        self.server.log_access(self, request, started.status if started else 499, self._sent)
+        self._sent = 0
+
+    def _abandon_pending(self) -> None:
+        while self._pending:
+            self._abandon(self._pending.popleft())
 
     def eof_received(self) -> bool:
         """The client will send no more. What a child runs already is still answered; what waits is dropped.
@@ -257,18 +278,29 @@ class Connection(RequestReader):
         self._finished(request, size)
 
     def start_response(
-        self, request: Request, head: ResponseHead, size: int, lease: Lease | Transfer
+        self, request: Request, head: ResponseHead, size: int | None, lease: Lease | Transfer
     ) -> bool:
-        """Send the head of a large response; its pieces follow. False: HTTP cannot carry it, throw the rest
-        away."""
+        """Send the head of a large response; its pieces follow. False: throw them away, HTTP cannot carry
+        them, or there is no body to send.
+
+        size: of its body; None: of a stream nobody knows it.
+        """
         server = self.server
         try:
             rendered = render(head)
         except AnswerError as error:
             self.unusable(request, error)
             return False
-        connection = self._connection_field(request, rendered.close or server.draining)
-        data = rendered.start + head_end(rendered, size, request.is_head, server.date, connection)
+        if size is None:
+            server.count(_STREAMED)
+            if request.is_head or rendered.bodiless:
+                self.send_response(request, head, b"")
+                return False
+            end = self._stream_head_end(request, rendered)
+        else:
+            connection = self._connection_field(request, rendered.close or server.draining)
+            end = head_end(rendered, size, request.is_head, server.date, connection)
+        data = rendered.start + end
         self._started_response = rendered
         self._sent = len(data)
         self._lease = lease
@@ -277,6 +309,28 @@ class Connection(RequestReader):
         self.transport.write(data)
         return True
 
+    def _stream_head_end(self, request: Request, rendered: Rendered) -> bytes:
+        """The rest of a stream's head: its end is told by the length, if the child has said it, by the last
+        chunk, or, to HTTP/1.0, by the connection's end."""
+        server = self.server
+        self._chunked = rendered.length is None and request.version == "1.1"
+        self._due = None
+        if rendered.length is not None:
+            self._due = int(rendered.length)
+            framing = b"Content-Length: %d\r\n" % self._due
+        elif self._chunked:
+            framing = CHUNKED
+        else:
+            framing = b""
+            self._abandon_pending()
+            self._error = None
+            if request.keep_alive:
+                request.keep_alive = False
+                self._last = True
+                self._lingered += 1
+        connection = self._connection_field(request, rendered.close or server.draining)
+        return stream_head_end(rendered, server.date, connection, framing)
+
     def passed(self, size: int) -> None:
         """Bytes of a large response's body have gone to the client around the transport."""
         self._sent += size
@@ -284,14 +338,21 @@ class Connection(RequestReader):
     def send_piece(
         self, request: Request, data: bytes | memoryview, last: bool, outcome: int = _ANSWERED
     ) -> None:
-        """Send the next bytes of a large response's body."""
+        """Send the next bytes of a large response's body, or of a stream."""
         rendered = self._started_response
         assert rendered is not None
+        if self._due is not None and not self._owes(request, len(data), last):
+            return
         if last:
             self._lease = None  # writing may call pause_writing, and what the child runs next is not ours
-        if not (request.is_head or rendered.bodiless):
+        if self._chunked:
+            if data:
+                self._write_piece(b"%x\r\n" % len(data), data, b"\r\n")
+            if last:
+                self._write_piece(LAST_CHUNK)
+                self._chunked = False
+        elif not (request.is_head or rendered.bodiless):
             self._write_piece(data)
-            self._sent += len(data)
         if last:
             sent = self._sent
             self._started_response = None
@@ -303,29 +364,50 @@ class Connection(RequestReader):
             self.server.log_access(self, request, rendered.status, sent)
             self._finished(request, sent)
 
-    def _write_piece(self, data: bytes | memoryview) -> None:
-        """Write what the caller's buffer holds, which is the caller's again afterwards.
+    def _owes(self, request: Request, size: int, last: bool) -> bool:
+        """Whether a stream's next bytes keep to the length that its child has said. False: the answer is
+        cut, and ends as visibly as it can."""
+        assert self._due is not None
+        self._due -= size
+        if self._due < 0 or (last and self._due):
+            much = "more" if self._due < 0 else "less"
+            self.server.log.error(
+                'msg="response of another length" reason="the worker sent %s than its Content-Length" '
+                'method=%s target="%s"',
+                much,
+                quoted(request.method),
+                quoted(request.target),
+            )
+            self.cut_response(request)
+            return False
+        if last:
+            self._due = None
+        return True
+
+    def _write_piece(self, *parts: bytes | memoryview) -> None:
+        """Write what the caller's buffers hold, which are the caller's again afterwards.
 
         The transport would keep a reference, so what it gets is a copy. But where nothing stands before them
         the socket takes bytes as they are, and mostly all of them.
         """
         transport = self.transport
+        size = sum(map(len, parts))
+        self._sent += size
         if transport.is_closing():
             return  # what was to stand before these bytes may have been dropped
+        sent = 0
         if self._direct is not None and not transport.get_write_buffer_size():
-            try:
-                sent = os.write(self._direct, data)
-            except OSError:
-                sent = 0  # full, or broken: the transport will find out which
-            if sent == len(data):
+            with contextlib.suppress(OSError):  # full, or broken: the transport will find out which
+                sent = os.writev(self._direct, parts)
+            if sent == size:
                 return
-            data = data[sent:]
-        transport.write(bytes(data))
+        transport.write(b"".join(parts)[sent:])
 
     def cut_response(self, request: Request, outcome: int = _OUTCOME[502]) -> None:
         """A large response cannot be completed: the client must see that it is cut."""
         rendered = self._started_response
-        self._lease = self._started_response = None
+        self._lease = self._started_response = self._due = None
+        self._chunked = False
         self.current = None
         request.connection = None
         self.server.count(outcome)

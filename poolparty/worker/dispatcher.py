@@ -31,6 +31,8 @@ from poolparty.worker.access import quoted
 from poolparty.worker.lease import LARGE_PIPE, Lease
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from poolparty.arbiter.pool_thread import Seat
     from poolparty.worker.request import Request
     from poolparty.worker.server import Server
@@ -125,6 +127,7 @@ class Dispatcher:
         self._backlog = options.request_backlog
         self._patience = options.worker_spawn_timeout + options.worker_rendezvous_timeout
         self._request_timeout = options.worker_request_timeout
+        self._cancel_timeout = options.stream_cancel_timeout
         loop.add_reader(self._channel.fileno(), self._on_channel)
 
     # --- requests ------------------------------------------------------------------------------------------
@@ -177,7 +180,7 @@ class Dispatcher:
             if not lease.outstanding:
                 request, _ = queue.popitem(last=False)
                 if not lease.run(request, monotonic()):
-                    self._put_back(request)
+                    self.put_back(request)
                     self.give_back(lease, Reason.BROKEN)
                     return
             else:
@@ -201,7 +204,8 @@ class Dispatcher:
         """Whether a request has not reached a child yet."""
         return request in self.queue
 
-    def _put_back(self, request: Request) -> None:
+    def put_back(self, request: Request) -> None:
+        """Queue a request again, at the front."""
         self.queue[request] = None
         self.queue.move_to_end(request, last=False)
         if self._timer is None:
@@ -222,11 +226,11 @@ class Dispatcher:
             if lease.begun:
                 connection.cut_response(request)
             elif untouched:
-                self._put_back(request)
+                self.put_back(request)
             elif request.retryable and not request.retried:
                 request.retried = True
                 self.words[self._retried] += 1
-                self._put_back(request)
+                self.put_back(request)
             else:
                 connection.fail(request, 502)
         self._serve_idle()
@@ -240,7 +244,7 @@ class Dispatcher:
         while behind:
             waiting = behind.pop()
             if waiting.connection is not None:
-                self._put_back(waiting)
+                self.put_back(waiting)
         return request
 
     def _serve_idle(self) -> None:
@@ -261,15 +265,16 @@ class Dispatcher:
                 request.connection.fail(request, 503)
         limit = now - self._request_timeout
         notable = now - NOTABLE
-        late = []
+        late: list[tuple[Lease, Callable[[Lease], None]]] = []
         for lease in self.leases.values():
-            if lease.outstanding and (started := lease.outstanding[0].started) < notable:
+            if lease.outstanding and lease.outstanding[0].started < notable:
                 lease.show()
-                stalled = lease.stalled if lease.begun else 0.0
-                if started + stalled < limit and lease.reading:
-                    late.append(lease)
-        for lease in late:
-            self._time_out(lease)
+                if lease.silent_since() < limit and lease.reading:
+                    late.append((lease, self._time_out))
+                elif lease.unwanted and lease.cancel(now) < now - self._cancel_timeout:
+                    late.append((lease, self._end_stream))
+        for lease, end in late:
+            end(lease)
 
     def _time_out(self, lease: Lease) -> None:
         request = lease.outstanding[0]
@@ -285,6 +290,17 @@ class Dispatcher:
                 request.connection.cut_response(request)
             else:
                 request.connection.fail(request, 504)
+        self._serve_idle()
+
+    def _end_stream(self, lease: Lease) -> None:
+        request = lease.outstanding[0]
+        self.server.log.warning(
+            'msg="worker goes on with an answer whose client has left" worker-pid=%d method=%s target="%s"',
+            lease.pid,
+            quoted(request.method),
+            quoted(request.target),
+        )
+        self._take_off(lease, Reason.STREAM_CANCELLED)
         self._serve_idle()
 
     # --- leases --------------------------------------------------------------------------------------------

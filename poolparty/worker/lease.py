@@ -7,6 +7,7 @@ response (ANSWERED) tells the arbiter whether a child is idle, also when this pr
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -21,7 +22,15 @@ from typing import TYPE_CHECKING
 from poolparty.errors import FrameError
 from poolparty.stats.counters import BOUNDS, BUCKETS
 from poolparty.stats.scoreboard import ChildWord
-from poolparty.wire.frames import HTTPResponse, ResponseEvent, ResponsePiece, ResponseReader, ResponseStart
+from poolparty.wire.features import Feature
+from poolparty.wire.frames import (
+    STREAM_CANCEL,
+    HTTPResponse,
+    ResponseEvent,
+    ResponsePiece,
+    ResponseReader,
+    ResponseStart,
+)
 from poolparty.wire.seat import Lend, Reason
 from poolparty.worker.request_id import id_of
 
@@ -58,12 +67,15 @@ class Lease:
 
     __slots__ = (
         "_answered",
+        "_hears_cancel",
         "_sent",
         "_started",
         "begun",
+        "cancelled",
         "discarding",
         "dispatcher",
         "enlarged",
+        "heard",
         "in_ring",
         "left",
         "number",
@@ -101,11 +113,14 @@ class Lease:
         self.paused = 0.0  # when it was made to wait, time.monotonic()
         self.stalled = 0.0  # seconds that it waited so with this large response
         self.shown: Request | None = None  # of which the scoreboard tells that it runs it
-        self.begun = False  # the head of a large response has gone to the client
-        self.discarding = False  # a large response that nobody wants any more is read to its end
+        self.begun = False  # the head of a large response, or of a stream, is here
+        self.discarding = False  # the rest of it is read and thrown away: nobody wants it
+        self.heard = 0.0  # when its stream last gave a sign of life, time.monotonic()
+        self.cancelled = 0.0  # when its stream was found to have no client, time.monotonic()
         base = dispatcher.board.child_base(lend.slot)
         most = dispatcher.words[base + ChildWord.MAX_REQUESTS]
         # How many answers until it is given back to be replaced; beyond that it only bridges until it is.
+        self._hears_cancel = bool(dispatcher.words[base + ChildWord.FEATURES] & Feature.STREAM_CANCEL)
         self.left = most - dispatcher.words[base + ChildWord.ANSWERED] if most else 0
         self._sent = base + ChildWord.SENT
         self._answered = base + ChildWord.ANSWERED
@@ -118,14 +133,15 @@ class Lease:
             self.dispatcher.loop.add_reader(self.stdout, self.on_readable)
             if self.outstanding:
                 # What it waited for its client counts for no time limit of its own.
-                stalled = monotonic() - self.paused
+                self.heard = monotonic()
+                stalled = self.heard - self.paused
                 self.stalled += stalled
                 self.dispatcher.times[self._started] += stalled
 
     def pause_reading(self) -> None:
         """Let the child wait: its client does not read. Never while others wait behind: that client's answer
         is buffered."""
-        if len(self.outstanding) < 2:
+        if len(self.outstanding) < 2 or self.reader.streaming:
             self._pause()
 
     def _pause(self) -> None:
@@ -268,6 +284,10 @@ class Lease:
             return
         try:
             events = self.reader.feed(data)
+            if self.reader.streaming:
+                self.heard = monotonic()
+                if len(data) == READ_SIZE:
+                    self._enlarge(self.stdout)
         except FrameError as error:
             dispatcher.broken(self, str(error), logging.WARNING)
             return
@@ -298,6 +318,8 @@ class Lease:
             dispatcher.broken(self, "it closed fd 3", logging.DEBUG)
             return
         last = self.reader.passed(size)
+        if self.reader.streaming:
+            self.heard = monotonic()
         request = self.outstanding[0]
         connection = request.connection
         discarding = self.discarding or connection is None
@@ -351,13 +373,16 @@ class Lease:
                 self._answer(request)
                 completed = True
             elif isinstance(event, ResponseStart):
-                self._enlarge(self.stdout)
-                self.stalled = 0.0
+                if event.body_size is None:
+                    self._clear_behind()
+                else:
+                    self._enlarge(self.stdout)
+                self.stalled = self.cancelled = 0.0
                 self.dispatcher.pace.add(NEVER)  # while it passes through, what stands behind it waits
-                self.begun = connection is not None and connection.start_response(
+                self.begun = True
+                self.discarding = connection is None or not connection.start_response(
                     request, event.head, event.body_size, self
                 )
-                self.discarding = not self.begun
             elif isinstance(event, ResponsePiece):
                 self.discarding = self.discarding or connection is None
                 if event.last:
@@ -383,6 +408,43 @@ class Lease:
         for request, event in whole:
             if request.connection is not None:
                 request.connection.send_response(request, event.head, event.body)
+
+    def _clear_behind(self) -> None:
+        """A stream may take for ever: what stands in the pipe behind it, all of which may be run twice, runs
+        elsewhere. Its answers from here are for nobody."""
+        behind = self.outstanding
+        stream = behind.popleft()
+        forgotten = []
+        for waiting in reversed(behind):
+            forgotten.append(waiting.forgotten())
+            if waiting.connection is not None:
+                self.dispatcher.put_back(waiting)
+        behind.clear()
+        behind.append(stream)
+        behind.extend(reversed(forgotten))
+
+    @property
+    def unwanted(self) -> bool:
+        """Whether it goes on with a stream whose client has left."""
+        return self.reader.streaming and self.outstanding[0].connection is None
+
+    def cancel(self, now: float) -> float:
+        """Nobody wants the stream any more: tell the child, if it looks for that. Since when, as
+        time.monotonic()."""
+        if not self.cancelled:
+            self.cancelled = now
+            if self._hears_cancel and self.unwritten is None:
+                with contextlib.suppress(OSError):
+                    os.write(self.stdin, STREAM_CANCEL)
+        return self.cancelled
+
+    def silent_since(self) -> float:
+        """When the child last did what its time limit is about, time.monotonic(): it got the request, or sent
+        more of a stream. What it waited for a slow client does not count."""
+        if self.reader.streaming:
+            self.dispatcher.times[self._started] = self.heard
+            return self.heard
+        return self.outstanding[0].started + (self.stalled if self.begun else 0.0)
 
     def _answer(self, request: Request) -> None:
         """Count an answer, and start the clock of the request behind it."""

@@ -7,6 +7,7 @@ RequestError here.
 
 from __future__ import annotations
 
+import copy
 import enum
 import re
 from collections.abc import Iterable
@@ -101,6 +102,12 @@ class Request:
         self.retried = False
         self.expects_continue = False
         self.worker_pid = 0
+
+    def forgotten(self) -> Request:
+        """A double of this one that nobody waits for, to be answered in its place."""
+        double = copy.copy(self)
+        double.connection = None
+        return double
 
 
 class FieldRules:

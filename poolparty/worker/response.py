@@ -128,6 +128,7 @@ DEFAULT_TYPE = b"Content-Type: text/plain; charset=utf-8\r\n"
 
 CLOSE = b"Connection: close\r\n"
 KEEP_ALIVE = b"Connection: keep-alive\r\n"
+CHUNKED = b"Transfer-Encoding: chunked\r\n"
 
 
 def head_end(rendered: Rendered, size: int, is_head: bool, date: bytes, connection: bytes) -> bytes:
@@ -148,6 +149,13 @@ def head_end(rendered: Rendered, size: int, is_head: bool, date: bytes, connecti
             parts.append(b"Content-Length: %d\r\n" % size)
     parts.append(b"\r\n")
     return b"".join(parts)
+
+
+def stream_head_end(rendered: Rendered, date: bytes, connection: bytes, framing: bytes) -> bytes:
+    """The same for a body whose size nobody knows yet. framing: the field that says how its end is told, or
+    nothing where that is the connection's."""
+    kind = b"" if rendered.typed else DEFAULT_TYPE
+    return b"".join((b"" if rendered.dated else date, connection, kind, framing, b"\r\n"))
 
 
 def own_response(status: int, sentence: str, date: bytes, is_head: bool, connection: bytes) -> bytes:

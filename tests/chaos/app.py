@@ -68,7 +68,7 @@ def orphan(request):
     return "right"
 
 
-def one_at_a_time(source):
+def one_at_a_time(source, more):
     """The library's reader, but it takes no byte of the next request before it has answered this one.
 
     docs/security.md says why: where an answer too many is to be noticed for certain, whatever was written

@@ -21,11 +21,13 @@ from poolparty.wire.frames import (
     HEALTH_CHECK,
     MAX_PAYLOAD,
     MAX_RESPONSE_HEAD,
+    STREAM_CANCEL,
     WHOLE_RESPONSE,
     FrameReader,
     HealthCheckRequest,
     HealthReply,
     HTTPRequest,
+    HTTPRequestFile,
     HTTPResponse,
     Ready,
     Request,
@@ -35,10 +37,12 @@ from poolparty.wire.frames import (
     ResponsePiece,
     ResponseReader,
     ResponseStart,
+    StreamCancel,
     decode_request,
     decode_response,
     encode_request,
     encode_response,
+    file_request,
     frame,
     request_head,
 )
@@ -55,6 +59,11 @@ small_bodies = st.binary(max_size=200)
 requests = st.one_of(
     st.builds(HTTPRequest, texts, texts, texts, st.lists(st.tuples(texts, texts), max_size=5), bodies),
     st.builds(HealthCheckRequest),
+    st.builds(
+        HTTPRequestFile,
+        *(texts, texts, texts, st.lists(st.tuples(texts, texts), max_size=5), texts, st.integers(0, 2**40)),
+    ),
+    st.builds(StreamCancel),
 )
 
 statuses = st.one_of(st.sampled_from([0, 127, 128, 200, 204, 404, 599, 2**64 - 1]), st.integers(0, 1000))
@@ -72,10 +81,35 @@ def responses(body: st.SearchStrategy[bytes]) -> st.SearchStrategy[Response]:
     )
 
 
-def plain(response: Response) -> object:
+@dataclass(frozen=True)
+class Streamed:
+    """A response that its child sends in pieces."""
+
+    head: ResponseHead
+    parts: list[bytes]
+
+    def encoded(self) -> bytes:
+        messages = [ResponseStart(self.head, None)]
+        messages += (ResponsePiece(part, False) for part in self.parts)
+        return b"".join(map(encode_response, (*messages, ResponsePiece(b"", True))))
+
+
+def answers_of(body: st.SearchStrategy[bytes]) -> st.SearchStrategy[Response | Streamed]:
+    return st.one_of(responses(body), st.builds(Streamed, heads, st.lists(body, max_size=4)))
+
+
+def encoded(answer: Response | Streamed) -> bytes:
+    return answer.encoded() if isinstance(answer, Streamed) else encode_response(answer)
+
+
+def plain(response: Response | Streamed) -> object:
     """What a response says, comparable."""
     if isinstance(response, HTTPResponse):
         return response.head.status, response.head.headers, bytes(response.body)
+    if isinstance(response, Streamed):
+        return response.head.status, response.head.headers, b"".join(response.parts)
+    if isinstance(response, ResponseStart):
+        return response.head.status, response.head.headers, response.body_size
     return response
 
 
@@ -85,7 +119,7 @@ class Answers:
 
     whole: list[object] = field(default_factory=list)
     head: ResponseHead | None = None
-    size: int = 0
+    size: int | None = 0
     body: bytearray = field(default_factory=bytearray)
 
     def take(self, events: Iterable[ResponseEvent]) -> None:
@@ -96,7 +130,10 @@ class Answers:
             elif isinstance(event, ResponsePiece):
                 assert self.head is not None
                 self.body += event.data
-                assert event.last == (len(self.body) == self.size)
+                if self.size is not None:
+                    assert event.last == (len(self.body) == self.size)
+                else:
+                    assert event.last == (not event.data)
                 if event.last:
                     self.whole.append((self.head.status, self.head.headers, bytes(self.body)))
                     self.head = None
@@ -212,9 +249,21 @@ def test_a_request_beyond_the_largest_frame_is_not_written() -> None:
 def test_the_ready_made_health_check_is_a_health_check() -> None:
     assert encode_request(HealthCheckRequest()) == HEALTH_CHECK
     assert decode_request(HEALTH_CHECK[4:]) == HealthCheckRequest()
+    assert decode_request(STREAM_CANCEL[4:]) == StreamCancel()
 
 
-@pytest.mark.parametrize("tag", [2, 3, 127, 300])
+@given(
+    *(texts, texts, texts, st.dictionaries(texts, texts, max_size=5), texts, st.integers(0, 2**40)),
+)
+def test_the_fast_way_to_write_a_request_with_a_file_writes_the_same_bytes(
+    address: bytes, uri: bytes, method: bytes, headers: dict[bytes, bytes], path: bytes, size: int
+) -> None:
+    names = {encode_string(name): value for name, value in headers.items()}
+    written = file_request(encode_string(address), uri, encode_string(method), names, path, size)
+    assert written == encode_request(HTTPRequestFile(address, uri, method, list(headers.items()), path, size))
+
+
+@pytest.mark.parametrize("tag", [4, 5, 127, 300])
 def test_a_request_with_an_unknown_tag_is_refused(tag: int) -> None:
     with pytest.raises(FrameError, match=f"unknown tag {tag}"):
         decode_request(encode_uint(tag) + b"\0\0\0\0\0")
@@ -223,20 +272,27 @@ def test_a_request_with_an_unknown_tag_is_refused(tag: int) -> None:
 # --- responses, one payload at a time ----------------------------------------------------------------------
 
 
-@given(responses(bodies))
+parts_of_streams = st.one_of(
+    st.builds(ResponseStart, heads, st.none()),
+    st.builds(ResponsePiece, small_bodies, st.just(False)),
+    st.just(ResponsePiece(b"", True)),
+)
+
+
+@given(st.one_of(responses(bodies), parts_of_streams))
 def test_a_response_comes_back_from_its_frame(response: Response) -> None:
     encoded = encode_response(response)
     assert int.from_bytes(encoded[:4], "little") == len(encoded) - 4
     assert plain(decode_response(encoded[4:])) == plain(response)
 
 
-@given(responses(small_bodies), st.binary(min_size=1, max_size=5))
+@given(st.one_of(responses(small_bodies), parts_of_streams), st.binary(min_size=1, max_size=5))
 def test_bytes_behind_a_response_are_refused(response: Response, behind: bytes) -> None:
     with pytest.raises(FrameError):
         decode_response(encode_response(response)[4:] + behind)
 
 
-@given(responses(small_bodies))
+@given(st.one_of(responses(small_bodies), parts_of_streams))
 def test_a_response_that_ends_early_is_refused_wherever_it_is_cut(response: Response) -> None:
     payload = encode_response(response)[4:]
     for cut in range(len(payload)):
@@ -244,7 +300,7 @@ def test_a_response_that_ends_early_is_refused_wherever_it_is_cut(response: Resp
             decode_response(payload[:cut])
 
 
-@pytest.mark.parametrize("tag", [3, 4, 127, 300])
+@pytest.mark.parametrize("tag", [6, 7, 127, 300])
 def test_a_response_with_an_unknown_tag_is_refused(tag: int) -> None:
     with pytest.raises(FrameError, match=f"unknown tag {tag}"):
         decode_response(encode_uint(tag) + b"\0\0\0")
@@ -298,18 +354,18 @@ def test_a_reader_can_be_given_a_lower_limit() -> None:
 # --- ResponseReader ----------------------------------------------------------------------------------------
 
 
-@given(st.lists(responses(bodies), max_size=4), st.data())
+@given(st.lists(answers_of(bodies), max_size=4), st.data())
 def test_a_stream_of_responses_gives_the_same_answers_however_it_arrives(
-    sent: list[Response], data: st.DataObject
+    sent: list[Response | Streamed], data: st.DataObject
 ) -> None:
-    stream = b"".join(map(encode_response, sent))
+    stream = b"".join(map(encoded, sent))
     cuts = data.draw(st.lists(st.integers(0, len(stream)), max_size=10))
     assert read(stream, cuts) == [plain(response) for response in sent]
 
 
-@given(st.lists(responses(small_bodies), min_size=1, max_size=3))
-def test_a_stream_of_responses_can_arrive_byte_by_byte(sent: list[Response]) -> None:
-    stream = b"".join(map(encode_response, sent))
+@given(st.lists(answers_of(small_bodies), min_size=1, max_size=3))
+def test_a_stream_of_responses_can_arrive_byte_by_byte(sent: list[Response | Streamed]) -> None:
+    stream = b"".join(map(encoded, sent))
     assert read(stream, range(1, len(stream))) == [plain(response) for response in sent]
 
 
@@ -328,7 +384,62 @@ def test_the_start_of_the_next_response_may_come_with_the_end_of_this_one(
     assert reader.idle
 
 
-@pytest.mark.parametrize("tag", [3, 127, 255])
+START, END = encode_response(ResponseStart(ResponseHead(200, []), None)), frame(b"\5")
+
+
+@pytest.mark.parametrize(
+    ("payload", "fault"),
+    [
+        (b"\0\xc8\1\0\0", "tag 0 in the middle"),
+        (b"\0\xc8\1\0" + b"\x90\x4e" + bytes(10_000), "tag 0 in the middle"),
+        (b"\1\0", "tag 1 in the middle"),
+        (b"\3\xc8\1\0", "tag 3 in the middle"),
+        (b"\5\0", "tag 5 in the middle"),
+        (b"\xff\0", "tag 255 in the middle"),
+        (b"\4\2a", "does not end where"),
+        (b"\4\1ab", "does not end where"),
+        (b"\4\x80", "ends before its message"),
+    ],
+)
+def test_what_is_no_piece_in_the_middle_of_a_streamed_response_is_refused(payload: bytes, fault: str) -> None:
+    for behind in (b"", encode_response(ResponsePiece(b"piece", False))):
+        reader = ResponseReader()
+        reader.feed(START + behind)
+        assert reader.streaming and not reader.idle
+        with pytest.raises(FrameError, match=fault):
+            reader.feed(frame(payload))
+
+
+@pytest.mark.parametrize("payload", [b"\4\1a", b"\5", b"\4\x81\x80\4" + bytes(65537)])
+def test_a_piece_that_belongs_to_no_response_is_refused(payload: bytes) -> None:
+    for before in (b"", START + END, encode_response(http_response())):
+        reader = ResponseReader()
+        reader.feed(before)
+        with pytest.raises(FrameError, match=r"between two responses"):
+            reader.feed(frame(payload))
+
+
+def test_a_large_piece_passes_through_and_is_not_held() -> None:
+    large = encode_response(ResponsePiece(bytes(WHOLE_RESPONSE + 9), False))
+    reader = ResponseReader()
+    reader.feed(START)
+    [piece] = reader.feed(large[:12])
+    assert isinstance(piece, ResponsePiece)
+    assert (len(piece.data), piece.last) == (12 - 4 - 4, False)
+    assert reader.body_left == len(large) - 12
+    assert not reader.passed(reader.body_left), "the stream goes on"
+    assert not reader.idle
+    assert reader.feed(END) == [ResponsePiece(b"", True)]
+    assert reader.idle
+
+
+def test_the_head_of_a_streamed_response_has_a_limit() -> None:
+    field = b"\1a\1" + encode_string(bytes(MAX_RESPONSE_HEAD))
+    with pytest.raises(FrameError, match="tag 3"):
+        ResponseReader().feed(frame(b"\3\xc8\1\1" + field))
+
+
+@pytest.mark.parametrize("tag", [6, 127, 255])
 def test_the_first_thing_a_child_says_may_not_be_of_an_unknown_tag_either(tag: int) -> None:
     """255 was what the reader compared the first head with, and so an answer with the status 0."""
     with pytest.raises(FrameError, match="unknown tag"):

@@ -39,7 +39,7 @@ MAX_FRAME_SIZE = 0x7FFFFFFF
 MAX_MESSAGE_SIZE = 1000  # of a health reply: a line of the log
 
 # The tags of the two unions of the protocol.
-HTTP_REQUEST, HEALTH_CHECK_REQUEST = 0, 1
+HTTP_REQUEST, HEALTH_CHECK_REQUEST, STREAM_CANCEL = 0, 1, 3
 HTTP_RESPONSE, READY, HEALTH_REPLY, RESPONSE_START, RESPONSE_CHUNK, RESPONSE_END = range(6)
 
 
@@ -53,7 +53,8 @@ def serve(handler: Callable[[Request], Answer], health_check: Callable[[], objec
 
     A body may be an iterable of str and bytes, say a generator. Where the server offers `stream` a piece is
     sent when it is there, otherwise all of them together; its close(), if it has one, is called in the end.
-    Where it raises after the first piece was sent, the process ends, so that the client's answer breaks off.
+    It ends early, by close() (GeneratorExit in a generator), when the client is found to have left. Where it
+    raises after the first piece was sent, the process ends, so that the client's answer breaks off.
 
     `health_check()` is called now and then while no request runs. If it raises, this process is unwell and
     will be replaced; what it returns does not matter.
@@ -64,11 +65,14 @@ def serve(handler: Callable[[Request], Answer], health_check: Callable[[], objec
     says_ready = "ready" in offered
     replies = says_ready and "health-reply" in offered
     streams = says_ready and "stream" in offered
+    cancels = streams and "stream-cancel" in offered
     shows = says_ready and "stack" in offered and _shows_stack()
+    more: list[bytes] = []
     try:
         if says_ready:
-            _write(sink, _ready(["health-reply"] * replies + ["stream"] * streams + ["stack"] * shows))
-        for data, at, end in _payloads(source):
+            uses = ["health-reply"] * replies + ["stream"] * streams + ["stream-cancel"] * cancels
+            _write(sink, _ready(uses + ["stack"] * shows))
+        for data, at, end in _payloads(source, more):
             tag = data[at]
             if tag == HTTP_REQUEST:
                 request = Request.__new__(Request)  # its __init__ is for requests made by hand
@@ -83,13 +87,15 @@ def serve(handler: Callable[[Request], Answer], health_check: Callable[[], objec
                     _report(f"{request.method} {request.uri!r} failed")
                     frame = _FAILED
                 if isinstance(frame, _Stream):
-                    _send_stream(sink, frame, request)
+                    _send_stream(sink, frame, request, _Behind(source, data[end:], more) if cancels else None)
                 else:
                     _write(sink, frame)
             elif tag == HEALTH_CHECK_REQUEST:
                 reply = _check_health(health_check, replies)
                 if replies:
                     _write(sink, reply)
+            elif tag == STREAM_CANCEL:
+                pass  # that stream has ended meanwhile
             else:
                 raise SystemExit(f"poolparty: a request of a kind this library does not know ({tag})")
     except BrokenPipeError:
@@ -428,21 +434,56 @@ def _octets(piece: Piece) -> bytes:
     raise TypeError(f"a piece of a response's body is bytes or a str, not {piece!r:.200}")
 
 
-def _send_stream(sink: int, stream: _Stream, request: Request) -> None:
+class _Behind:
+    """What stands behind the request that runs: `rest`, which was read with it, and what the pipe holds; that
+    goes to `more` for whoever reads on."""
+
+    __slots__ = ("_at", "_data", "_more", "_poll", "_source")
+
+    def __init__(self, source: int, rest: bytes, more: list[bytes]) -> None:
+        import select
+
+        self._source = source
+        self._data = rest
+        self._at = 0  # where the next frame begins
+        self._more = more
+        self._poll = select.poll()
+        self._poll.register(source, select.POLLIN)
+
+    def cancelled(self) -> bool:
+        """Whether the server does not want the stream any more, or is gone. Waits for nothing."""
+        while self._poll.poll(0):
+            piece = os.read(self._source, READ_SIZE)
+            if not piece:
+                return True
+            self._more.append(piece)
+            self._data += piece
+        data, at = self._data, self._at
+        while len(data) >= at + 5:
+            if data[at + 4] == STREAM_CANCEL:
+                return True
+            at += 4 + int.from_bytes(data[at : at + 4], "little")
+        self._at = at
+        return False
+
+
+def _send_stream(sink: int, stream: _Stream, request: Request, behind: _Behind | None) -> None:
     """Send it from its first piece on. What goes wrong now can only be told by ending: SystemExit."""
     before = _sized(bytes((RESPONSE_START,)) + stream.head)
-    for data in _pieces(stream, request):
+    for data in _pieces(stream, request, behind):
         if data:
             _write(sink, before + _chunk(data))
             before = b""
     _write(sink, _sized(bytes((RESPONSE_END,))))
 
 
-def _pieces(stream: _Stream, request: Request) -> Iterator[bytes]:
+def _pieces(stream: _Stream, request: Request, behind: _Behind | None) -> Iterator[bytes]:
     try:
         try:
             yield stream.first
             for piece in stream.pieces:
+                if behind is not None and behind.cancelled():
+                    break
                 yield _octets(piece)
         finally:
             stream.close()
@@ -486,15 +527,19 @@ def _broken() -> SystemExit:
     return SystemExit("poolparty: a request's lengths do not add up to its frame")
 
 
-def _payloads(source: int) -> Iterator[tuple[bytes, int, int]]:
+def _payloads(source: int, more: list[bytes]) -> Iterator[tuple[bytes, int, int]]:
     """The payload of each frame, as a buffer and where it begins and ends there, until the pipe's end.
 
-    What lies behind it in the buffer may be the next request. Buffers are never written again: a request that
+    What lies behind it in the buffer may be the next request; what somebody else has read of the pipe
+    meanwhile is in `more`. Buffers are never written again: a request that
     the program keeps stays what it was.
     """
     read = os.read
     data, at = b"", 0
     while True:
+        if more:
+            data, at = b"".join((data[at:], *more)), 0
+            more.clear()
         have = len(data) - at
         size = int.from_bytes(data[at : at + 4], "little") if have >= 4 else 0
         if have < 4 + size or have < 4:
