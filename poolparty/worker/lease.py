@@ -373,9 +373,7 @@ class Lease:
                 self._answer(request)
                 completed = True
             elif isinstance(event, ResponseStart):
-                if event.body_size is None:
-                    self._clear_behind()
-                else:
+                if event.body_size is not None:
                     self._enlarge(self.stdout)
                 self.stalled = self.cancelled = 0.0
                 self.dispatcher.pace.add(NEVER)  # while it passes through, what stands behind it waits
@@ -396,6 +394,8 @@ class Lease:
             else:
                 why = f"it sent {event!r} instead of a response"
                 break
+        if self.reader.streaming and len(self.outstanding) > 1:
+            self._clear_behind()
         if why is None and self.reader.fault is not None:
             why = str(self.reader.fault)
         if why is None and not self.outstanding and not self.reader.idle:
@@ -410,7 +410,7 @@ class Lease:
                 request.connection.send_response(request, event.head, event.body)
 
     def _clear_behind(self) -> None:
-        """A stream may take for ever: what stands in the pipe behind it, all of which may be run twice, runs
+        """A stream that has not ended may take for ever: what stands in the pipe behind it, all of which may be run twice, runs
         elsewhere. Its answers from here are for nobody."""
         behind = self.outstanding
         stream = behind.popleft()

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-from pathlib import Path
 from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from side import Side, get, post
 
 from poolparty.worker.reading import NEVER
-
-# Test modules cannot import each other by name (--import-mode=importlib).
-_spec = importlib.util.spec_from_file_location(
-    "connection_side", Path(__file__).with_name("test_connection.py")
-)
-assert _spec is not None and _spec.loader is not None
-_side: Any = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_side)
 
 # What the server may say of a request itself; 502 to 504 are about the children.
 REFUSALS = {*range(400, 500), 501, 505}
@@ -38,7 +29,7 @@ class ConnectionMachine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.side: Any = _side.Side()
+        self.side: Any = Side()
         self.unsent = b""
         self.asked: list[bytes] = []  # targets, in order; b"" for what is no request
         self.left = False
@@ -58,15 +49,15 @@ class ConnectionMachine(RuleBasedStateMachine):
         self.asked.append(target)
         body = b"x" * size
         if kind == "length":
-            self.unsent += _side.post(body, target=target)
+            self.unsent += post(body, target=target)
         elif kind == "chunked":
             chunk = b"%X\r\n%b\r\n" % (size, body) if size else b""
-            head = _side.get(target, b"Transfer-Encoding: chunked", method=b"POST")
+            head = get(target, b"Transfer-Encoding: chunked", method=b"POST")
             self.unsent += head + chunk + b"0\r\n\r\n"
         elif kind == "close":
-            self.unsent += _side.get(target, b"Connection: close")
+            self.unsent += get(target, b"Connection: close")
         else:
-            self.unsent += _side.get(target)
+            self.unsent += get(target)
 
     @precondition(lambda self: not self.left)
     @rule(what=st.sampled_from(BROKEN))

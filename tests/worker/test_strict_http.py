@@ -6,25 +6,16 @@ The sections are RFC 9112's where no other is named. `Side` is the connection on
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httptools
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from side import Side, bytewise
 
 from poolparty.worker.request import KNOWN_METHODS
-
-_spec = importlib.util.spec_from_file_location(
-    "connection_side", Path(__file__).with_name("test_connection.py")
-)
-assert _spec is not None and _spec.loader is not None
-_side = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_side)
-Side, bytewise = _side.Side, _side.bytewise
 
 HOST = b"Host: h\r\n"
 SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: h\r\n\r\n"
