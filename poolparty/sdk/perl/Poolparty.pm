@@ -398,13 +398,17 @@ sub _shows_stack {
 
 sub _write_stack {
     local ($@, $!, $?);
-    my ($text, $what, $depth) = ("poolparty: the program's stack\n", 'at', 0);
+    my ($frames, $depth) = ('', 0);
     while (my (undef, $file, $line, $sub) = caller $depth) {
-        last if $file eq __FILE__;
-        $what = "$sub called at" if $depth++;
-        $text .= "    $what $file line $line\n";
+        my $what = $depth++ ? "$sub called at" : 'at';
+        next if $depth == 2 && $sub eq '(eval)'; # in which Perl calls a signal's handler
+        if ($file eq __FILE__) {
+            last if $frames; # what called the program; before, what the program has called of ours
+            next;
+        }
+        $frames .= "    $what $file line $line\n";
     }
-    print STDERR $text;
+    print STDERR "poolparty: the program's stack\n$frames";
 }
 
 # eval, after which a trace of the error in $@ stands in $trace. A program that has a handler of its own for errors

@@ -609,12 +609,17 @@ def _ignore(number: int, frame: object) -> None:
     """A signal handler."""
 
 
+_show_more: Callable[[int, Any], object] | None = None
+"""A signal handler that goes on where threads' stacks do not tell it all: poolparty.asgi's, whose coroutines
+are on none while they wait."""
+
+
 def _shows_stack() -> bool:
     """Have SIGUSR1 write the stack of each thread to stderr: whether it does. A program that has a use of its
     own for the signal keeps it.
 
     faulthandler writes in the signal's C handler, so also while the program is in C, and system calls are
-    started again.
+    started again; where _show_more is called too, by Python.
     """
     try:
         import _signal
@@ -622,9 +627,11 @@ def _shows_stack() -> bool:
 
         if _signal.getsignal(_signal.SIGUSR1) != _signal.SIG_DFL:
             return False
-        faulthandler.register(_signal.SIGUSR1, 2, True, False)
-    except (ImportError, AttributeError, RuntimeError, OSError):
-        return False  # an interpreter that was built without it, or is another's
+        if _show_more is not None:
+            _signal.signal(_signal.SIGUSR1, _show_more)
+        faulthandler.register(_signal.SIGUSR1, 2, True, _show_more is not None)
+    except (ImportError, AttributeError, RuntimeError, OSError, ValueError):
+        return False  # an interpreter that was built without it, or is another's; not the main thread
     return True
 
 

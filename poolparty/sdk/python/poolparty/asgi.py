@@ -13,6 +13,8 @@ import os
 import signal
 import sys
 
+import poolparty
+
 from . import Request, Response, serve
 from .gateway import add_field, client_of, server_of, text_of
 from .loading import load
@@ -20,6 +22,7 @@ from .loading import load
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
+    from types import FrameType
     from typing import Any, NoReturn, TypeAlias
 
     Message: TypeAlias = dict[str, Any]
@@ -46,6 +49,7 @@ def run(application: Application) -> None:
     lifespan = _Lifespan(application, loop)
     lifespan.start()
     signal.signal(signal.SIGTERM, _leave)
+    poolparty._show_more = lambda number, frame: _show_tasks(loop, lifespan.task)
     try:
         serve(_Handler(application, loop, lifespan.state).handle)
     finally:
@@ -56,6 +60,41 @@ def run(application: Application) -> None:
 
 def _leave(number: int, frame: object) -> NoReturn:
     raise SystemExit(0)  # so that the lifespan gets its shutdown
+
+
+MAX_SHOWN = 100
+"""Tasks, and frames of one: what is more is left out."""
+
+
+def _show_tasks(loop: asyncio.AbstractEventLoop, lifespan: asyncio.Task[None] | None) -> None:
+    """Write to stderr where the application's coroutines wait, each the most recent call first. What runs at
+    the moment is on its thread's stack, and shown there; so is our own waiting for a task."""
+    ours = os.path.dirname(asyncio.__file__)
+    shown = []
+    tasks = asyncio.all_tasks(loop) - {lifespan, asyncio.current_task(loop)}
+    for task in sorted(tasks, key=asyncio.Task.get_name):
+        frames = list(_frames(task.get_coro()))
+        if frames and os.path.dirname(frames[0].f_code.co_filename) != ours:
+            calls = (
+                f'  File "{frame.f_code.co_filename}", line {frame.f_lineno} in {frame.f_code.co_name}\n'
+                for frame in reversed(frames)
+            )
+            shown.append(f"{task.get_name()} waits (most recent call first):\n" + "".join(calls))
+    # In one piece, and past sys.stderr: the program may be in the middle of writing to that.
+    os.write(2, "".join(shown[:MAX_SHOWN]).encode(errors="backslashreplace"))
+
+
+def _frames(waits: Any) -> Iterator[FrameType]:
+    """Of a coroutine that waits, and of whatever it waits for in turn."""
+    for _ in range(MAX_SHOWN):
+        for frame_name, next_name in (("cr_frame", "cr_await"), ("gi_frame", "gi_yieldfrom")):
+            frame = getattr(waits, frame_name, None)
+            if frame is not None:
+                yield frame
+                waits = getattr(waits, next_name)
+                break
+        else:
+            return
 
 
 class _Handler:
