@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from poolparty.worker.request import Request
     from poolparty.worker.server import Server
 
+_TIMED_OUT = COUNTER_INDEX["timed_out"]
+
 WANT_DELAY = 0.005
 """Seconds a queue stands before the arbiter is told, if this seat has children at all: most are served by
 then."""
@@ -287,7 +289,7 @@ class Dispatcher:
         self._take_off(lease, Reason.TIMED_OUT)
         if request.connection is not None:
             if lease.begun:
-                request.connection.cut_response(request)
+                request.connection.cut_response(request, _TIMED_OUT)
             else:
                 request.connection.fail(request, 504)
         self._serve_idle()

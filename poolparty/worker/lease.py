@@ -410,8 +410,8 @@ class Lease:
                 request.connection.send_response(request, event.head, event.body)
 
     def _clear_behind(self) -> None:
-        """A stream that has not ended may take for ever: what stands in the pipe behind it, all of which may be run twice, runs
-        elsewhere. Its answers from here are for nobody."""
+        """A stream that has not ended may take for ever: what stands in the pipe behind it, all of which may
+        be run twice, runs elsewhere. Its answers from here are for nobody."""
         behind = self.outstanding
         stream = behind.popleft()
         forgotten = []

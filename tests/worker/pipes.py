@@ -69,7 +69,7 @@ class FakeConnection:
             request.connection = self.lease = None
             self.told.append("end")
 
-    def cut_response(self, request: Request) -> None:
+    def cut_response(self, request: Request, outcome: int = 0) -> None:
         request.connection = None
         self.told.append("cut")
 
