@@ -107,6 +107,11 @@ def _pool(pool: Mapping[str, Any]) -> Iterator[Metric]:
         gauge = GaugeMetricFamily(PREFIX + name, text, labels=labels)
         gauge.add_metric(values, float(pool[key]))
         yield gauge
+    failed = GaugeMetricFamily(
+        PREFIX + "restart_failed", "1 if the last restart was given up: the old children serve", labels=labels
+    )
+    failed.add_metric(values, float(pool["restart_error"] is not None))
+    yield failed
     outcomes = CounterMetricFamily(
         PREFIX + "request_outcomes", "requests by how they ended", labels=[*labels, "outcome"]
     )

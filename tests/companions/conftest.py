@@ -8,11 +8,12 @@ import shutil
 import pytest
 
 
-def find(program: str) -> str:
+def find(program: str, large: str | None = None) -> str:
+    """large: where only `bin/install-interpreters --all` installs it, the name it has there."""
     found = shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
     if found is None:
-        reason = f"no {program}: `bin/install-interpreters {program}` installs it"
-        if os.environ.get("CI"):
+        reason = f"no {program}: `bin/install-interpreters {large or program}` installs it"
+        if os.environ.get("CI") and (large is None or os.environ.get("POOLPARTY_TEST_ALL")):
             pytest.fail(reason)
         pytest.skip(reason)
     return found
@@ -26,3 +27,13 @@ def haproxy() -> str:
 @pytest.fixture(scope="session")
 def nginx() -> str:
     return find("nginx")
+
+
+@pytest.fixture(scope="session")
+def prometheus() -> str:
+    return find("prometheus", "prometheus")
+
+
+@pytest.fixture(scope="session")
+def promtool() -> str:
+    return find("promtool", "prometheus")

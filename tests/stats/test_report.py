@@ -321,6 +321,7 @@ def test_prometheus_gets_what_stats_shows() -> None:
     assert found["poolparty_workers", (default,)] == 6
     assert found["poolparty_queue_length", (default,)] == 3
     assert found["poolparty_restarting", (default,)] == 1
+    assert found["poolparty_restart_failed", (default,)] == 1
     assert found["poolparty_worker_restarts_total", (default,)] == 4
     assert found["poolparty_connections", ()] == 35
     assert found["poolparty_ready", ()] == 1

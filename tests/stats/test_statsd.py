@@ -32,6 +32,7 @@ def snapshot() -> dict[str, Any]:
         "histograms": {
             histogram.name: {"buckets": copy.deepcopy(buckets), "sum": 0.0} for histogram in HISTOGRAMS
         },
+        "restart_error": None,
         "children": [process(slot=0), process(slot=1, rss=500)],
     }
     return {
