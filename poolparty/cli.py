@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import re
 import shlex
 import sys
@@ -17,21 +16,19 @@ import types
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-import gunicorn
 import gunicorn.debug
 import gunicorn.util
 from gunicorn.app.base import Application
 from gunicorn.config import Config
 
-import poolparty
 from poolparty.errors import ConfigError
+from poolparty.findings import findings, versions
 from poolparty.settings import (
     REFUSED,
     REFUSED_AT_ODD_VALUES,
     SECTION,
     WITHOUT_EFFECT,
     WORKER_CLASS,
-    Options,
     complaint,
     serves_a_pool,
 )
@@ -84,11 +81,7 @@ class PoolpartyConfig(Config):
             description="Serves CMD, a program that answers one request at a time, over HTTP from a pool of "
             "its processes. A DURATION is a number of seconds, or a string such as 50ms, 60s, 1m30s.",
         )
-        version = (
-            f"poolparty {poolparty.__version__} "
-            f"(gunicorn {gunicorn.__version__}, Python {platform.python_version()})"
-        )
-        parser.add_argument("-v", "--version", action="version", version=version)
+        parser.add_argument("-v", "--version", action=_Version)
         parser.add_argument("args", nargs="*", help=argparse.SUPPRESS)
         sections: dict[str, list[Any]] = {SECTION: []}
         for setting in self.settings.values():
@@ -100,6 +93,18 @@ class PoolpartyConfig(Config):
                 shown.hidden = setting.name in HIDDEN
                 setting.add_option(shown)
         return parser
+
+
+class _Version(argparse.Action):
+    """Prints the versions, a line each, and exits."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        text = "Print the version, and those of what it stands on, and exit."
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, help=text)
+
+    def __call__(self, parser: argparse.ArgumentParser, *given: Any) -> NoReturn:
+        print("\n".join(versions()))
+        parser.exit()
 
 
 class _HelpSection:
@@ -120,8 +125,10 @@ class Poolparty(Application):
     """One server's configuration; there is no application to load, since the requests go to children."""
 
     cfg: Config
+    origins: dict[str, str]  # where each option was set that somebody has set
 
     def load_default_config(self) -> None:
+        self.origins = {}
         self.cfg = PoolpartyConfig(self.usage, prog=self.prog)
 
     def load_config(self) -> None:
@@ -136,19 +143,20 @@ class Poolparty(Application):
         if location is not None:
             self.load_config_from_module_name_or_filename(location)
             self.cfg.settings["config"].set(location)
-        for source in (env_args, args):
+        for origin, source in (("GUNICORN_CMD_ARGS", env_args), ("command line", args)):
             for name, value in source.items():
-                self._set(name, value)
+                self._set(name, value, origin)
         self.chdir()  # the configuration may have changed it
         if not serves_a_pool(self.cfg):
             wrong = f"poolparty serves with {WORKER_CLASS} only; leave it out, or use the gunicorn command"
             raise ConfigError(complaint("worker_class", self.cfg.settings["worker_class"].get(), wrong))
 
-    def _set(self, name: str, value: object) -> None:
+    def _set(self, name: str, value: object, origin: str) -> None:
         try:
             self.cfg.set(name, value)
         except Exception as error:
             raise ConfigError(complaint(name, value, _clause(error))) from None
+        self.origins[name] = origin
 
     def chdir(self) -> None:
         """As gunicorn does, but last in sys.path: the children's files must not shadow what is ours."""
@@ -166,7 +174,7 @@ class Poolparty(Application):
             values = self.get_config_from_filename(location.removeprefix("file:"))
         for name, value in values.items():
             if name in self.cfg.settings:
-                self._set(name, value)
+                self._set(name, value, location)
         return values
 
     def get_config_from_filename(self, filename: str) -> dict[str, Any]:
@@ -189,7 +197,7 @@ class Poolparty(Application):
         if self.cfg.print_config:
             print(self.cfg)
         if self.cfg.print_config or self.cfg.check_config:
-            print(_summary(self.cfg))
+            print(findings(self.cfg, self.origins))
             sys.exit(0)
         # Only now: with a configuration that cannot be served nobody should have to wait for it.
         from poolparty.arbiter.arbiter import PoolArbiter
@@ -252,21 +260,6 @@ def _config_complaint(location: str, error: Exception) -> str:
         trace = trace.tb_next
     where = "" if line is None else f" (line {line})"
     return f"config = {location!r}: {type(error).__name__}: {_clause(error)}{where}; mend the file."
-
-
-def _summary(cfg: Config) -> str:
-    options = Options.from_cfg(cfg)
-    scheme = "https" if cfg.is_ssl else "http"
-    addresses = " and ".join(cfg.settings["bind"].get())
-    workers = "1 HTTP worker" if cfg.workers == 1 else f"{cfg.workers} HTTP workers"
-    low, high = options.min_pool_size, options.max_pool_size
-    size = str(high) if low == high else f"{low} to {high}"
-    children = "child" if size == "1" else "children"
-    command = shlex.join(options.pool_cmd)
-    return (
-        f"The configuration is good: {workers} serving {scheme} on {addresses}, "
-        f"and {size} {children} running: {command}"
-    )
 
 
 def main() -> NoReturn:

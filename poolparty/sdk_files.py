@@ -6,6 +6,8 @@ it for an editor, a test, or a repository that holds all it needs.
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -23,6 +25,33 @@ NOT_COPIED = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
 def languages() -> list[str]:
     """The languages that there is a library for."""
     return sorted(folder.name for folder in SDK.iterdir() if folder.is_dir() and list(library(folder.name)))
+
+
+INTERPRETERS = {
+    "guile": r"guile[0-9.]*",
+    "janet": r"janet",
+    "lua": r"lua(?:jit)?[0-9.]*",
+    "node": r"node(?:js)?",
+    "perl": r"perl[0-9.]*",
+    "php": r"php[0-9.]*",
+    "python": r"(?:python|pypy)[0-9.]*",
+    "r": r"Rscript",
+    "ruby": r"ruby[0-9.]*",
+    "tcl": r"tclsh[0-9.]*",
+}
+"""What the programs that run a language are called. One in Go is a program of its own."""
+
+
+def interpreter_of(command: Sequence[str], language: str) -> str | None:
+    """The word of a command that names this language's interpreter (`php app.php`, `nice php8.2 app.php`)."""
+    named = re.compile(INTERPRETERS[language]).fullmatch
+    return next((word for word in command if named(os.path.basename(word))), None)
+
+
+def language_of(command: Sequence[str]) -> str | None:
+    """The language that a command's program is written in, by the first interpreter that it names."""
+    found = {interpreter_of(command, language): language for language in INTERPRETERS}
+    return next((found[word] for word in command if word in found), None)
 
 
 def library(language: str) -> list[Path]:

@@ -11,7 +11,6 @@ import gunicorn.config
 import pytest
 from gunicorn.app.wsgiapp import WSGIApplication
 
-from poolparty import __version__
 from poolparty.cli import Poolparty
 from poolparty.settings import OPTIONS, Options
 
@@ -291,24 +290,6 @@ def test_help_shows_our_options_in_a_group_before_gunicorns() -> None:
     for flag in ("--threads", "--preload", "--paste", "--worker-class", "--http2-cleartext"):
         assert flag not in done.stdout
     assert ":ref:" not in done.stdout and "None" not in done.stdout
-
-
-def test_version_names_what_it_stands_on() -> None:
-    done = run("--version")
-    assert done.stdout.startswith(f"poolparty {__version__} (gunicorn {gunicorn.__version__}, Python 3.")
-    assert done.returncode == 0
-
-
-def test_check_config_says_what_was_found() -> None:
-    done = run("--check-config", "--max-pool-size", "4", "-w", "2", "--", "sh", "a b")
-    assert done.stdout == (
-        "The configuration is good: 2 HTTP workers serving http on 127.0.0.1:8080, "
-        "and 1 to 4 children running: sh 'a b'\n"
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    done = run("--check-config", "--max-pool-size", "none", "--", "sh")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("\nError: max_pool_size = 'none': ")
 
 
 def test_print_config_prints_ours_among_gunicorns() -> None:

@@ -15,9 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import poolparty
+from poolparty.sdk_files import SDK, interpreter_of
 from poolparty.wire import features
-
-SDK = Path(poolparty.__file__).resolve().parent / "sdk"
 
 # What is addressed to the server itself. LISTEN_FDS and NOTIFY_SOCKET would make a child that knows systemd's
 # conventions take the server's place; gunicorn's would configure a gunicorn started by the child.
@@ -68,7 +67,7 @@ def child_environment(base: Mapping[str, str], command: Sequence[str]) -> dict[s
         path = _janet_path(environment, interpreter)
         if path is not None:
             environment["JANET_PATH"] = path
-    interpreter = _php_of(command)
+    interpreter = interpreter_of(command, "php")
     if interpreter is not None:
         environment |= _php_paths(environment, interpreter)
     return environment
@@ -117,12 +116,8 @@ def _guile_path(path: str | None) -> str:
 def _janet_of(command: Sequence[str]) -> str | None:
     """The Janet interpreter that `command` names (`janet app.janet`, `nice janet app.janet`), or the one that
     would run a script started by its own name (`./app.janet`)."""
-    for word in command:
-        if os.path.basename(word) == "janet":
-            return word
-    if command and command[0].endswith(".janet"):
-        return "janet"
-    return None
+    named = interpreter_of(command, "janet")
+    return "janet" if named is None and command and command[0].endswith(".janet") else named
 
 
 def _janet_path(environment: Mapping[str, str], interpreter: str) -> str | None:
@@ -145,14 +140,6 @@ def _janet_path(environment: Mapping[str, str], interpreter: str) -> str | None:
 def _janet_module_folder(environment: Mapping[str, str], interpreter: str) -> str | None:
     """The (first) folder where the interpreter looks for installed modules, by its own word."""
     return _said([interpreter, "-e", "(prin (dyn :syspath))"], environment)
-
-
-def _php_of(command: Sequence[str]) -> str | None:
-    """The PHP interpreter that `command` names (`php app.php`, `nice php8.2 app.php`)."""
-    for word in command:
-        if re.fullmatch(r"php[0-9.]*", os.path.basename(word)):
-            return word
-    return None
 
 
 def _php_paths(environment: Mapping[str, str], interpreter: str) -> dict[str, str]:
