@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import poolparty
-from poolparty.arbiter.environment import FEATURES, child_environment
+from poolparty.arbiter.environment import child_environment
+from poolparty.wire.features import NAMES as FEATURES
 
 
 @pytest.fixture
