@@ -107,33 +107,33 @@ def _text(status: int, sentence: str, *fields: tuple[str, str]) -> Answer:
     return Answer(status, TEXT, sentence.encode() + b"\n", fields)
 
 
-def _health(pool: Pool, private: bool) -> Answer:
+def _health(pool: Pool, query: Mapping[str, str], private: bool) -> Answer:
     return _text(200, "ok")
 
 
-def _ready(pool: Pool, private: bool) -> Answer:
+def _ready(pool: Pool, query: Mapping[str, str], private: bool) -> Answer:
     reason = pool.why_not_ready()
     return _text(200, "ok") if reason is None else _text(503, f"not ready: {reason}")
 
 
-def _metrics(pool: Pool, private: bool) -> Answer:
+def _metrics(pool: Pool, query: Mapping[str, str], private: bool) -> Answer:
     from poolparty.stats import metrics  # an arbiter that nobody scrapes does without the library
 
     return Answer(200, metrics.CONTENT_TYPE, metrics.render(pool.stats()))
 
 
-def _stats(pool: Pool, private: bool) -> Answer:
+def _stats(pool: Pool, query: Mapping[str, str], private: bool) -> Answer:
     return Answer(200, JSON, report.one_line(pool.stats()).encode())
 
 
-def _history(pool: Pool, private: bool) -> Answer:
-    """What the status page asks for, again and again."""
-    samples = [] if pool.history is None else list(pool.history.samples)
+def _history(pool: Pool, query: Mapping[str, str], private: bool) -> Answer:
+    """What the status page asks for, again and again. since: the number of the last sample that it has."""
+    samples = [] if pool.history is None else pool.history.since(_number(query, "since", 0))
     page = {"private": private, "stats": pool.stats(), "history": samples}
     return Answer(200, JSON, json.dumps(page).encode() + b"\n")
 
 
-def _page(pool: Pool, private: bool) -> Answer:
+def _page(pool: Pool, query: Mapping[str, str], private: bool) -> Answer:
     body = STATUS_PAGE.read_bytes()
     return Answer(200, "text/html; charset=utf-8", body, (("Content-Security-Policy", _policy(body)),))
 
@@ -151,7 +151,7 @@ def _policy(page: bytes) -> str:
     )
 
 
-PAGES: Mapping[str, Callable[[Pool, bool], Answer]] = {
+PAGES: Mapping[str, Callable[[Pool, Mapping[str, str], bool], Answer]] = {
     "/": _page,
     "/health": _health,
     "/ready": _ready,
@@ -159,7 +159,7 @@ PAGES: Mapping[str, Callable[[Pool, bool], Answer]] = {
     "/stats.json": _stats,
     "/history.json": _history,
 }
-"""What a GET or HEAD of a path answers; the second argument tells whether the listener is private."""
+"""What a GET or HEAD of a path answers; the last argument tells whether the listener is private."""
 
 
 def _restart(pool: Pool, query: Mapping[str, str]) -> None:
@@ -399,7 +399,10 @@ class AdminServer:
         if request.method in ("GET", "HEAD"):
             page = PAGES.get(path)
             if page is not None:
-                return page(self.pool, private)
+                try:
+                    return page(self.pool, dict(parse_qsl(query)), private)
+                except ControlError as error:
+                    return _text(400, str(error))
             if path not in ACTIONS:
                 return _text(404, f"there is no such page; there are: {' '.join(PAGES)}")
             return _text(405, "this is an action: POST it", ("Allow", "POST"))

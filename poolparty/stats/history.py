@@ -1,4 +1,5 @@
-"""The last minutes of the pool, a sample a second: what the status page draws."""
+"""The last minutes of the pool, a sample a second: what the status page draws. Samples are numbered from the
+server's start, so that whoever has some asks only for those behind them."""
 
 from __future__ import annotations
 
@@ -25,6 +26,7 @@ class History:
 
     def __init__(self, board: Scoreboard, now: float) -> None:
         self.samples: deque[dict[str, Any]] = deque(maxlen=KEPT)
+        self._taken = 0
         self.due = now + INTERVAL
         self._board = board
         self._at = now
@@ -41,8 +43,10 @@ class History:
             [after - before for after, before in zip(seen[name].counts, self._seen[name].counts, strict=True)]
             for name in ("service", "queue_wait")
         )
+        self._taken += 1
         self.samples.append(
             {
+                "number": self._taken,
                 "at": round(time.time(), 3),
                 "requests": round(grown["requests"] / elapsed, 2),
                 "errors": round(sum(grown[name] for name in ERRORS) / elapsed, 2),
@@ -57,6 +61,11 @@ class History:
         self._at, self._totals, self._seen = now, totals, seen
         # Not one after the other for a time in which nobody took any, as when the machine slept.
         self.due = max(self.due + INTERVAL, now + INTERVAL / 2)
+
+    def since(self, number: int) -> list[dict[str, Any]]:
+        """The samples behind that one; all, if it is another server's that had taken more."""
+        known = 0 if number > self._taken else number
+        return [sample for sample in self.samples if sample["number"] > known]
 
 
 def _rounded(counts: Sequence[int], share: float) -> float | None:

@@ -147,6 +147,21 @@ def test_stats_and_history_are_json(port: int) -> None:
     }
 
 
+def test_the_history_from_a_sample_on(port: int, pool: FakePool) -> None:
+    assert pool.history is not None
+    for second in (1.0, 2.0, 3.0):
+        pool.history.sample(second, busy=1, workers=2, queued=0)
+
+    def numbers(query: str) -> list[int]:
+        return [sample["number"] for sample in json.loads(ask(port, f"/history.json{query}")[2])["history"]]
+
+    assert [numbers(query) for query in ("", "?since=0", "?since=1", "?since=3")] == [[1, 2, 3]] * 2 + [
+        [2, 3],
+        [],
+    ]
+    assert ask(port, "/history.json?since=x")[::2] == (400, b"since has to be a whole number\n")
+
+
 def test_the_page_allows_its_own_script_and_nothing_else(port: int) -> None:
     status, headers, body = ask(port, "/")
     assert status == 200

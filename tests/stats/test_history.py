@@ -57,3 +57,16 @@ def test_only_the_last_minutes_are_kept_and_a_pause_brings_no_burst(board: Score
     now = history.due + 3600
     history.sample(now, 0, 0, 0)
     assert history.due >= now
+
+
+def test_whoever_has_some_samples_gets_those_behind_them(board: Scoreboard) -> None:
+    history = History(board, 0.0)
+    assert history.since(0) == []
+    for second in range(KEPT + 5):
+        history.sample(float(second + 1), 0, 0, 0)
+    last = KEPT + 5
+    assert [sample["number"] for sample in history.since(last - 2)] == [last - 1, last]
+    assert history.since(last) == []
+    for long_ago in (0, 1, 5):
+        assert [sample["number"] for sample in history.since(long_ago)] == list(range(6, last + 1))
+    assert history.since(last + 1) == list(history.samples), "a number of another server's"
