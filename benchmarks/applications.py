@@ -6,13 +6,14 @@ kind is what the handler does:
     hello    7 bytes of text            10k, 1m  that many bytes, made once
     upload   says how long the body was sleep    waits 5 ms
     mixed    waits 200 ms if the path ends in `slow`, else 0.1 ms
+    flask, django                     7 bytes of text by a route of that framework, in WSGI only
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-KINDS = ("hello", "10k", "1m", "upload", "sleep", "mixed")
+KINDS = ("hello", "10k", "1m", "upload", "sleep", "mixed", "flask", "django")
 SLEEP = 0.005
 SLOW = 0.2
 FAST = 0.0001
@@ -99,7 +100,38 @@ while True:
 """
 
 
+_FRAMEWORKS = {
+    "flask": r"""from flask import Flask
+
+application = Flask(__name__)
+
+
+@application.get("/")
+def hello():
+    return "hello\n", {"Content-Type": "text/plain; charset=utf-8"}
+""",
+    "django": r"""from django.conf import settings
+
+settings.configure(ALLOWED_HOSTS=["*"], ROOT_URLCONF=__name__, SECRET_KEY="of no secret")
+
+from django.core.wsgi import get_wsgi_application
+from django.http import HttpResponse
+from django.urls import path
+
+
+def hello(request):
+    return HttpResponse("hello\n", content_type="text/plain; charset=utf-8")
+
+
+urlpatterns = [path("", hello)]
+application = get_wsgi_application()
+""",
+}
+
+
 def _wsgi(kind: str) -> str:
+    if kind in _FRAMEWORKS:
+        return _FRAMEWORKS[kind]
     before, act, body = _python_body(kind, "environ['PATH_INFO']", "environ['wsgi.input'].read()")
     return (
         f"{before}\ndef application(environ, start_response):\n{act}    body = {body}\n"

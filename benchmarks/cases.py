@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 
 from benchmarks import measures
 from benchmarks.measures import IDLE_CONNECTIONS, Measure, throughput
-from benchmarks.servers import Setup
+from benchmarks.servers import LABELS, Setup
 
 BROWSER = {
     "User-Agent": "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0",
@@ -94,6 +94,24 @@ LIBRARIES = [
     for child in ("janet", "janet-original", "python", "python-minimal")
     for found in _with([RELAY], child=child)
 ]
+
+
+FRAMEWORKS = (
+    Setup("poolparty", "wsgi"),
+    Setup("gunicorn-sync"),
+    Setup("gunicorn-gthread", options=("--threads", "4"), note="4 threads each"),
+)
+"""Who serves a Flask or a Django application as it is."""
+
+
+def _framework(name: str, title: str) -> Case:
+    return Case(
+        name, title,
+        f"Seven bytes of text by a route of {title}, 16 connections, 2 children: what an application that "
+        "exists already gains where its server is changed.",
+        name, FRAMEWORKS, throughput(), (RATE, P50, P99, CPU),
+        compared_with={f"× {LABELS[setup.server]}": setup.label for setup in FRAMEWORKS[1:]},
+    )  # fmt: skip
 
 
 def _mixed_setups() -> list[Setup]:
@@ -215,6 +233,8 @@ CASES: tuple[Case, ...] = (
         f"{IDLE_CONNECTIONS:,} keep-alive connections that have had one answer each.",
         "hello", MANY_CONNECTIONS, measures.connection_memory, (Column("kib", "a connection", "KiB"),),
     ),
+    _framework("flask", "Flask"),
+    _framework("django", "Django"),
     Case(
         "libraries", "Worker libraries",
         "Hello under the C relay: what the child's library costs.",

@@ -27,7 +27,7 @@ CACHE = CHECKOUT / ".cache" / "bench"
 VENV = CACHE / "venv"
 
 DEBIAN_PACKAGES = ("wrk", "strace", "nginx-light", "php-fpm", "uwsgi-core", "uwsgi-plugin-python3", "puma")
-PYTHON_PACKAGES = ("gunicorn>=27.0.1,<28", "uvicorn", "uvloop", "httptools")
+PYTHON_PACKAGES = ("gunicorn>=27.0.1,<28", "uvicorn", "uvloop", "httptools", "flask", "django")
 
 
 class NotFound(Exception):
@@ -79,6 +79,7 @@ CHILDREN = {
     "janet-original": "Janet with the original's library",
     "python": "Python",
     "python-minimal": "Python, minimal loop",
+    "wsgi": "Python's WSGI",
 }
 
 
@@ -153,8 +154,12 @@ def make_environment(packages: list[str]) -> None:
 
 
 def peer_python(module: str) -> str:
-    """The Python of the environment that holds the other Python servers, or any that has this one."""
-    for candidate in (str(VENV / "bin" / "python"), sys.executable):
+    """The Python of the environment that holds the other Python servers, or any that has these modules."""
+    for candidate in (
+        str(VENV / "bin" / "python"),
+        sys.executable,
+        str(CHECKOUT / ".venv" / "bin" / "python"),
+    ):
         if os.access(candidate, os.X_OK) and _has(candidate, module):
             return candidate
     raise NotFound(f"no Python has {module}: bin/bench --install-peers makes an environment that does")
@@ -217,7 +222,16 @@ def child(name: str, folder: Path, kind: str) -> tuple[list[str], dict[str, str]
         library = str(CHECKOUT / "poolparty" / "sdk" / "janet")
         return [janet(), str(applications.write(folder, "janet", kind))], {"JANET_PATH": library}
     library = str(CHECKOUT / "poolparty" / "sdk" / "python")
+    if name == "wsgi":  # under the Python that the servers it is compared with run under
+        script = applications.write(folder, "wsgi", kind)
+        python = peer_python(_modules(kind))
+        return [python, "-m", "poolparty.wsgi", f"{script}:application"], {"PYTHONPATH": library}
     return [server_python(), str(applications.write(folder, name, kind))], {"PYTHONPATH": library}
+
+
+def _modules(kind: str) -> str:
+    """What a WSGI application of this kind and its servers import."""
+    return f"gunicorn, {kind}" if kind in ("flask", "django") else "gunicorn"
 
 
 # The servers. Each takes (setup, kind, folder, port) and gives the Server, not yet started.
@@ -325,7 +339,7 @@ def _puma(setup: Setup, kind: str, folder: Path, port: int) -> Server:
 
 
 def _gunicorn(setup: Setup, kind: str, folder: Path, port: int) -> Server:
-    python = peer_python("gunicorn")
+    python = peer_python(_modules(kind))
     worker_class = setup.server.removeprefix("gunicorn-")
     interface = "asgi" if worker_class == "asgi" else "wsgi"
     script = applications.write(folder, interface, kind)
@@ -339,7 +353,7 @@ def _gunicorn(setup: Setup, kind: str, folder: Path, port: int) -> Server:
         own += ["--threads", str(max(2, threads))]
     elif worker_class == "asgi":
         processes = min(setup.children, os.cpu_count() or 1)
-    own += ["--workers", str(processes), f"{script.stem}:application"]
+    own += ["--workers", str(processes), *setup.options, f"{script.stem}:application"]
     return Server(own, port, folder, os.environ)
 
 
@@ -386,6 +400,8 @@ def versions() -> dict[str, str]:
         ("Puma", lambda: _version(find("puma"), "--version")),
         ("Ruby", lambda: _version(find("ruby"), "--version")),
         ("uvicorn", lambda: _module_version(peer_python("uvicorn"), "uvicorn")),
+        ("Flask", lambda: _module_version(peer_python("flask"), "flask")),
+        ("Django", lambda: _module_version(peer_python("django"), "django")),
         ("wrk", lambda: _version(find("wrk"), "-v")),
     ]
     for name, source in sources:
