@@ -8,12 +8,13 @@ import shutil
 import pytest
 
 
-def find(program: str, large: str | None = None) -> str:
-    """large: where only `bin/install-interpreters --all` installs it, the name it has there."""
+def find(program: str, package: str | None = None, large: bool = False) -> str:
+    """package: its name for bin/install-interpreters, where that is another; large: whether that installs it
+    only with --all."""
     found = shutil.which(program, path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
     if found is None:
-        reason = f"no {program}: `bin/install-interpreters {large or program}` installs it"
-        if os.environ.get("CI") and (large is None or os.environ.get("POOLPARTY_TEST_ALL")):
+        reason = f"no {program}: `bin/install-interpreters {package or program}` installs it"
+        if os.environ.get("CI") and (not large or os.environ.get("POOLPARTY_TEST_ALL")):
             pytest.fail(reason)
         pytest.skip(reason)
     return found
@@ -31,9 +32,24 @@ def nginx() -> str:
 
 @pytest.fixture(scope="session")
 def prometheus() -> str:
-    return find("prometheus", "prometheus")
+    return find("prometheus", large=True)
 
 
 @pytest.fixture(scope="session")
 def promtool() -> str:
-    return find("promtool", "prometheus")
+    return find("promtool", "prometheus", large=True)
+
+
+@pytest.fixture(scope="session")
+def systemd_analyze() -> str:
+    return find("systemd-analyze", package="systemd")
+
+
+@pytest.fixture(scope="session")
+def socket_activate() -> str:
+    return find("systemd-socket-activate", package="systemd")
+
+
+@pytest.fixture(scope="session")
+def logrotate() -> str:
+    return find("logrotate")
