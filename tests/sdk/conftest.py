@@ -26,6 +26,7 @@ from poolparty.arbiter.environment import child_environment
 PATIENCE = 20.0  # for whatever a worker owes; reached only by a failing test
 
 HEALTH_CHECK = b"\x01\x00\x00\x00\x01"
+STREAM_CANCEL = b"\x01\x00\x00\x00\x03"
 
 FORGOTTEN = {"PYTHONPATH", "JANET_PATH", "POOLPARTY_FEATURES"}
 
@@ -49,13 +50,14 @@ class Language:
 
 
 STACK = frozenset({"health-reply", "stream", "stack"})
+CANCEL = frozenset({"stream-cancel"})
 
 LANGUAGES = [
-    Language("Python", (sys.executable,), "py", "python", STACK),
+    Language("Python", (sys.executable,), "py", "python", STACK | CANCEL),
     Language("Janet", ("janet",), "janet", "janet", frozenset({"health-reply"})),
-    Language("Ruby", ("ruby",), "rb", "ruby", STACK),
-    Language("Perl", ("perl",), "pl", "perl", STACK),
-    Language("PHP", ("php",), "php", "php", STACK),
+    Language("Ruby", ("ruby",), "rb", "ruby", STACK | CANCEL),
+    Language("Perl", ("perl",), "pl", "perl", STACK | CANCEL),
+    Language("PHP", ("php",), "php", "php", STACK | CANCEL),
     *(
         Language("Lua", (program,), "lua", "lua", cannot=frozenset({"interrupts"}), label=program)
         for program in ("lua5.1", "lua5.2", "lua5.3", "lua5.4")
@@ -310,6 +312,28 @@ class Worker:
         payload.end()
         return features
 
+    def pieces(self, count: int) -> list[bytes]:
+        """A stream's next pieces; its head is passed over."""
+        pieces: list[bytes] = []
+        while len(pieces) < count:
+            tag, payload = self.frame()
+            if tag == 3:
+                continue
+            assert tag == 4
+            pieces.append(payload.bytes())
+            payload.end()
+        return pieces
+
+    def read_to_the_end_of_the_stream(self) -> None:
+        while (tag := self.frame()[0]) == 4:
+            pass
+        assert tag == 5
+
+    def cancel_stream(self) -> None:
+        """The client of the stream that runs has left. Return when the stream has ended."""
+        self.send(STREAM_CANCEL)
+        self.read_to_the_end_of_the_stream()
+
     def health(self) -> tuple[bool, str]:
         tag, payload = self.frame()
         assert tag == 2
@@ -404,3 +428,9 @@ def frame_of() -> Callable[..., bytes]:
 def health_check() -> bytes:
     """A HealthCheckRequest's frame."""
     return HEALTH_CHECK
+
+
+@pytest.fixture
+def stream_cancel() -> bytes:
+    """A StreamCancel's frame."""
+    return STREAM_CANCEL

@@ -18,7 +18,7 @@ import pytest
 
 TEXT = {"Content-Type": ["text/plain; charset=utf-8"]}
 FAILURE = (500, TEXT, b"internal server error\n")
-ALL = {"POOLPARTY_FEATURES": "ready,health-reply,stream,stack,something-new"}
+ALL = {"POOLPARTY_FEATURES": "ready,health-reply,stream,stream-cancel,stack,something-new"}
 
 # The sizes at which a length takes one byte more, and a pipe's.
 BORDERS = [0, 1, 127, 128, 16383, 16384, 65535, 65536, 65537, 2097151, 2097152]
@@ -390,6 +390,85 @@ def test_a_stream_that_fails_later_never_looks_whole(start: Any, frame_of: Any) 
 def test_a_collected_stream_that_fails_is_answered_500(worker: Any) -> None:
     assert worker.ask("http://h/stream?fail") == FAILURE
     assert worker.ask("http://h/text")[0] == 200
+
+
+# ---- Streams that nobody wants any more. /endless goes on until it is stopped, and then prints "closed".
+
+
+@pytest.fixture
+def endless(start: Any, frame_of: Any) -> Any:
+    """A worker whose stream runs; more of it will come."""
+    worker = start(ALL)
+    worker.ready()
+    worker.send(frame_of("http://h/endless"))
+    assert worker.pieces(3) == [b"more\n"] * 3
+    return worker
+
+
+@pytest.mark.feature("stream-cancel")
+def test_a_stream_that_is_not_wanted_any_more_is_ended_and_closed(endless: Any, frame_of: Any) -> None:
+    for _ in range(2):
+        endless.cancel_stream()
+        assert endless.line_of_stdout() == b"closed\n"
+        assert endless.ask("http://h/text")[0] == 200
+        endless.send(frame_of("http://h/endless"))
+        assert endless.pieces(1) == [b"more\n"]
+    endless.cancel_stream()
+    assert endless.leave() == (0, "")
+
+
+@pytest.mark.feature("stream-cancel")
+def test_what_stands_before_the_cancel_and_behind_it_is_answered_in_its_turn(
+    endless: Any, frame_of: Any, health_check: bytes, stream_cancel: bytes
+) -> None:
+    worker = endless
+    before = frame_of("http://h/echo?before", "POST", {}, b"." * 30000)
+    # In two pieces, of which the first ends within a frame's size.
+    frames = [before, health_check, before, stream_cancel, frame_of("http://h/text"), stream_cancel, before]
+    whole = b"".join(frames)
+    cut = len(before) + len(health_check) + 2
+    worker.send(whole[:cut])
+    assert worker.pieces(3) == [b"more\n"] * 3
+    worker.send(whole[cut:])
+    worker.read_to_the_end_of_the_stream()
+    assert worker.response()[1]["Query"] == ["before"]
+    assert worker.health() == (True, "")
+    assert worker.response()[2] == b"." * 30000
+    assert worker.response()[0] == 200
+    assert worker.response()[1]["Query"] == ["before"]
+    assert worker.leave() == (0, "")
+    assert worker.says_nothing_more()
+
+
+@pytest.mark.feature("stream-cancel")
+def test_a_cancel_between_two_responses_means_nothing(
+    start: Any, frame_of: Any, stream_cancel: bytes
+) -> None:
+    worker = start(ALL)
+    worker.ready()
+    worker.send(stream_cancel, frame_of("http://h/text"), stream_cancel)
+    assert worker.response()[0] == 200
+    worker.wait_until_read()
+    worker.send(frame_of("http://h/stream"))
+    assert len(stream_of(worker)[2]) == 3
+    assert worker.leave() == (0, "")
+
+
+@pytest.mark.feature("stream-cancel")
+def test_a_stream_ends_with_the_server(endless: Any) -> None:
+    endless.process.stdin.close()
+    endless.process.stdin = None  # communicate() would flush it
+    endless.read_to_the_end_of_the_stream()
+    assert endless.leave() == (0, "")
+    assert endless.says_nothing_more()
+
+
+@pytest.mark.feature("stream-cancel")
+def test_a_stream_whose_child_is_not_told_of_cancels_runs_on(start: Any, frame_of: Any) -> None:
+    worker = start({"POOLPARTY_FEATURES": "ready,stream,stack"})
+    assert "stream-cancel" not in worker.ready()
+    worker.send(frame_of("http://h/endless"), frame_of("http://h/text"))
+    assert worker.pieces(1000) == [b"more\n"] * 1000
 
 
 # ---- Its own stack. /spin runs until the file is there.

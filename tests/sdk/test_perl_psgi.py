@@ -145,6 +145,23 @@ def test_a_writers_pieces_are_streamed(psgi: Any, frame_of: Any, close: str) -> 
     assert worker.leave() == (0, "")
 
 
+def test_a_writers_piece_that_is_not_wanted_any_more_is_an_error(psgi: Any, frame_of: Any) -> None:
+    source = """sub { sub {
+        my $writer = $_[0]->([200, []]);
+        eval { $writer->write('more') while 1 };
+        print "ended by a ", ref $@, "\n";
+        die $@;
+    } }"""
+    worker = psgi(source, {"POOLPARTY_FEATURES": "ready,stream,stream-cancel"})
+    assert worker.ready() == ["stream", "stream-cancel"]
+    for _ in range(2):
+        worker.send(frame_of("http://h/"))
+        assert worker.pieces(2) == [b"more"] * 2
+        worker.cancel_stream()
+        assert worker.line_of_stdout() == b"ended by a Poolparty::Cancelled\n"
+    assert worker.leave() == (0, "")
+
+
 def test_a_writer_that_fails_later_never_looks_whole(psgi: Any, frame_of: Any) -> None:
     worker = psgi(
         "sub { sub { my $writer = $_[0]->([200, []]); $writer->write(1); die 'this one' } }", STREAM

@@ -146,6 +146,31 @@ def test_a_body_is_streamed_and_closed(rack: Any, frame_of: Any) -> None:
     assert worker.line_of_stdout() == b"closed\n"
 
 
+def test_a_body_that_calls_back_is_ended_when_its_client_has_left(
+    start_program: Any, tmp_path: Path, frame_of: Any
+) -> None:
+    program = tmp_path / "config.ru"
+    program.write_text("""
+        run lambda { |env|
+          body = lambda do |stream|
+            loop { stream << "more" }
+          ensure
+            puts "closed"
+          end
+          [200, {}, body]
+        }
+    """)
+    features = {"POOLPARTY_FEATURES": "ready,stream,stream-cancel"}
+    worker = start_program(program, features, ["-rpoolparty/rack"])
+    assert worker.ready() == ["stream", "stream-cancel"]
+    for _ in range(2):
+        worker.send(frame_of())
+        assert worker.pieces(2) == [b"more"] * 2
+        worker.cancel_stream()
+        assert worker.line_of_stdout() == b"closed\n"
+    assert worker.leave() == (0, "")
+
+
 def test_what_the_application_raises_is_logged_and_answered(rack: Any) -> None:
     worker = rack("run lambda { |env| raise 'this one' }")
     assert worker.ask() == FAILURE

@@ -19,7 +19,7 @@ use Exporter 'import';
 our @EXPORT_OK = ('serve');
 
 use constant {
-    HTTP_REQUEST => 0, HEALTH_CHECK_REQUEST => 1,
+    HTTP_REQUEST => 0, HEALTH_CHECK_REQUEST => 1, STREAM_CANCEL => 3,
 
     HTTP_RESPONSE => 0, READY => 1, HEALTH_REPLY => 2, RESPONSE_START => 3, RESPONSE_CHUNK => 4, RESPONSE_END => 5,
 
@@ -33,7 +33,7 @@ my $TYPE    = "\x0cContent-Type\x01";
 my $TEXT    = "\xc8\x01\x01${TYPE}\x19text/plain; charset=utf-8";
 my $FAILED  = _sized("\x00\xf4\x03\x01${TYPE}\x19text/plain; charset=utf-8\x16internal server error\n");
 
-my ($requests, $answers, $replies, $streams);
+my ($requests, $answers, $replies, $streams, $cancels);
 
 # serve(\&handler, health_check => \&check): answer requests with handler($request) until the server closes the pipe;
 # then return.
@@ -43,9 +43,10 @@ my ($requests, $answers, $replies, $streams);
 # strings, undef, a file handle or object with getline (and close), or a sub that gives the next piece at each call
 # and undef at the end. The last two are sent piece by piece where the server can take them so, and collected where
 # it cannot. Or the answer is, again as in PSGI, a sub, which is called with another one to give the answer to: the
-# three as above, or [$status, $headers] and then the body to the ->write and ->close of what it returns. A string
-# that Perl holds as characters leaves as UTF-8, one of bytes as it is. What a handler dies of is
-# written to stderr with a trace and answered `500 internal server error`; the process lives on.
+# three as above, or [$status, $headers] and then the body to the ->write and ->close of what it returns. When the
+# client is found to have left, no more pieces are asked for, and ->write dies of a Poolparty::Cancelled. A string that
+# Perl holds as characters leaves as UTF-8, one of bytes as it is. What a handler dies of is written to stderr with a
+# trace and answered `500 internal server error`; the process lives on.
 #
 # health_check->() is called now and then while no request runs. If it dies, this process is unwell and will be
 # replaced.
@@ -55,9 +56,11 @@ sub serve {
     _prepare_process();
     my %offered = map { $_ => 1 } split /,/, $ENV{POOLPARTY_FEATURES} // '';
     my @used    = $offered{ready} ? grep { $offered{$_} } qw(health-reply stream) : ();
+    $streams = grep { $_ eq 'stream' } @used;
+    $cancels = $streams && $offered{'stream-cancel'};
+    push @used, 'stream-cancel' if $cancels;
     push @used, 'stack' if $offered{ready} && $offered{stack} && _shows_stack();
     $replies = grep { $_ eq 'health-reply' } @used;
-    $streams = grep { $_ eq 'stream' } @used;
     my $served = eval {
         _write(_sized(chr(READY) . _uint(scalar @used) . join '', map { _string($_) } @used)) if $offered{ready};
         while (defined(my $payload = _next_payload())) {
@@ -69,7 +72,7 @@ sub serve {
             elsif ($tag == HEALTH_CHECK_REQUEST) {
                 _check_health($options{health_check});
             }
-            else {
+            elsif ($tag != STREAM_CANCEL) {    # which is one of a stream that has ended meanwhile
                 _broken("a request of a kind this library does not know ($tag)");
             }
         }
@@ -126,6 +129,7 @@ sub _delayed {
     });
     if ($writer && $writer->{started}) {
         return if $good;
+        return $writer->close if ref $@ eq 'Poolparty::Cancelled';
         _report($request->method . ' ' . $request->uri . ' failed', $@);
         exit 1;
     }
@@ -216,7 +220,7 @@ sub _collect {
 sub _stream {
     my ($request, $head, $pieces) = @_;
     my $writer = Poolparty::Writer->new($head);
-    while (1) {
+    while (!$writer->cancelled) {
         my $piece;
         if (!_try(sub { $piece = $pieces->(); 1 })) {
             return _failed($request) if !$writer->{started};
@@ -224,7 +228,7 @@ sub _stream {
             exit 1;
         }
         last if !defined $piece;
-        $writer->write($piece);
+        $writer->send($piece);
     }
     $writer->close;
     return _write(_framed($head, '')) if !$writer->{started};
@@ -343,6 +347,21 @@ sub _next_payload {
     return $payload;
 }
 
+# Whether a StreamCancel stands behind the request that runs, or nothing will come any more. $_[0] is where in the
+# buffer the next frame begins that was not looked at.
+sub _cancelled {
+    vec(my $pipe = '', fileno $requests, 1) = 1;
+    while (select(my $ready = $pipe, undef, undef, 0) > 0) {
+        my $got = sysread $requests, $buffer, READ_SIZE, length $buffer;
+        return 1 if defined $got && !$got;
+    }
+    while (length $buffer >= $_[0] + 5) {
+        return 1 if ord substr($buffer, $_[0] + 4, 1) == STREAM_CANCEL;
+        $_[0] += 4 + unpack 'V', substr $buffer, $_[0], 4;
+    }
+    return 0;
+}
+
 sub _write {
     for my $piece (@_) {
         my $at = 0;
@@ -452,12 +471,24 @@ package Poolparty::Writer;
 
 sub new {
     my ($class, $head) = @_;
-    return bless { head => $head, whole => '', started => 0, closed => 0 }, $class;
+    return bless { head => $head, whole => '', started => 0, closed => 0, behind => 0 }, $class;
+}
+
+# Whether the server does not want the rest of it any more, or is gone. Waits for nothing.
+sub cancelled {
+    my ($self) = @_;
+    return $self->{started} && $cancels && Poolparty::_cancelled($self->{behind});
 }
 
 sub write {
     my ($self, $piece) = @_;
     die "the answer has been closed already\n" if $self->{closed};
+    die bless {}, 'Poolparty::Cancelled' if $self->cancelled;
+    return $self->send($piece);
+}
+
+sub send {
+    my ($self, $piece) = @_;
     $piece = Poolparty::_octets($piece);
     return 1 if $piece eq '';
     if (!$streams) {

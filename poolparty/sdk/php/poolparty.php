@@ -83,7 +83,8 @@ final class Response
      * @param int $status 200 to 599
      * @param array<string, string|list<string>> $headers a list for a field that stands several times
      * @param string|iterable<string> $body what is iterable (a generator, say) is sent piece by piece where the server
-     *     can take it so, and collected where it cannot
+     *     can take it so, and collected where it cannot; when the client is found to have left it is asked for no
+     *     more, and released, so that a generator's finally runs
      */
     public function __construct(
         public int $status = 200,
@@ -103,6 +104,7 @@ final class Worker
 {
     private const HTTP_REQUEST = 0;
     private const HEALTH_CHECK_REQUEST = 1;
+    private const STREAM_CANCEL = 3;
 
     private const HTTP_RESPONSE = "\0";
     private const READY = "\1";
@@ -131,6 +133,10 @@ final class Worker
 
     private bool $replies = false;
     private bool $streams = false;
+    private bool $cancels = false;
+
+    /** What was read of the requests' pipe while a stream ran. */
+    private string $behind = '';
 
     /** @var callable */
     private $handler;
@@ -154,6 +160,10 @@ final class Worker
         if ($ready && in_array('stack', $offered, true) && self::showsStack()) {
             $used[] = 'stack';
         }
+        if (in_array('stream', $used, true) && in_array('stream-cancel', $offered, true)) {
+            $used[] = 'stream-cancel';
+            $this->cancels = true;
+        }
         $this->replies = in_array('health-reply', $used, true);
         $this->streams = in_array('stream', $used, true);
         try {
@@ -169,7 +179,7 @@ final class Worker
                     $this->answer(self::decodeRequest($payload, $at));
                 } elseif ($tag === self::HEALTH_CHECK_REQUEST) {
                     $this->checkHealth();
-                } else {
+                } elseif ($tag !== self::STREAM_CANCEL) { // which is one of a stream that has ended meanwhile
                     throw new EndOfService("a request of a kind this library does not know ($tag)");
                 }
             }
@@ -252,8 +262,13 @@ final class Worker
     private function stream(Request $request, string $head, iterable $body): void
     {
         $started = false;
+        $next = 0; // where in $behind the next frame begins that was not looked at
+        stream_set_blocking($this->requests, !$this->cancels);
         try {
             foreach ($body as $piece) {
+                if ($started && $this->cancels && $this->isCancelled($next)) {
+                    break;
+                }
                 if ($piece === '') {
                     continue;
                 }
@@ -274,8 +289,25 @@ final class Worker
             }
             $this->write(self::FAILED);
             return;
+        } finally {
+            stream_set_blocking($this->requests, true);
         }
         $this->write(...($started ? [self::sized(self::RESPONSE_END)] : self::framed($head, '')));
+    }
+
+    /** Whether a StreamCancel stands behind the request that runs, or nothing will come any more. Waits for nothing. */
+    private function isCancelled(int &$next): bool
+    {
+        while (($piece = fread($this->requests, self::READ_SIZE)) !== '' && $piece !== false) {
+            $this->behind .= $piece;
+        }
+        while (strlen($this->behind) >= $next + 5) {
+            if (ord($this->behind[$next + 4]) === self::STREAM_CANCEL) {
+                return true;
+            }
+            $next += 4 + unpack('V', $this->behind, $next)[1];
+        }
+        return feof($this->requests);
     }
 
     private function checkHealth(): void
@@ -408,6 +440,10 @@ final class Worker
     private function read(int $size): string
     {
         $data = '';
+        if ($this->behind !== '') {
+            $data = substr($this->behind, 0, $size);
+            $this->behind = substr($this->behind, $size);
+        }
         while (($missing = $size - strlen($data)) > 0) {
             $piece = fread($this->requests, $missing);
             if ($piece === false || $piece === '') {

@@ -22,7 +22,8 @@ module Poolparty
   # The handler returns a String (200; text/plain; charset=utf-8, or application/octet-stream if its encoding is
   # binary) or [status, headers, body]: headers a Hash of names to a String or an Array of Strings, or nil; body a
   # String, nil, or whatever has `each` and yields Strings, which is sent piece by piece where the server can take
-  # it so, and collected where it cannot; a body's `close` is called. What a handler raises is written to stderr
+  # it so, and collected where it cannot; a body's `close` is called. `each` ends early, by a `break`, when the client
+  # is found to have left. What a handler raises is written to stderr
   # with its trace and answered `500 internal server error`; the process lives on.
   #
   # health_check.call is called now and then while no request runs. If it raises, this process is unwell and will be
@@ -173,10 +174,37 @@ module Poolparty
     end
   end
 
+  # What stands in the pipe behind the request that runs. `io` must not be read otherwise until it is put back.
+  class Behind # :nodoc:
+    def initialize(io)
+      @io = io
+      @data = "".b
+      @at = 0 # where the next frame begins
+    end
+
+    # Whether the server does not want the stream any more, or is gone. Waits for nothing.
+    def cancelled?
+      @data << @io.readpartial(Worker::READ_SIZE) while IO.select([@io], nil, nil, 0)
+      while @data.bytesize >= @at + 5
+        return true if @data.getbyte(@at + 4) == Worker::STREAM_CANCEL
+
+        @at += 4 + @data.byteslice(@at, 4).unpack1("V")
+      end
+      false
+    rescue EOFError
+      true
+    end
+
+    def put_back
+      @io.ungetbyte(@data) unless @data.empty?
+    end
+  end
+
   # The loop that answers requests.
   class Worker # :nodoc:
     HTTP_REQUEST = 0
     HEALTH_CHECK_REQUEST = 1
+    STREAM_CANCEL = 3
     HTTP_RESPONSE = 0
     READY = 1
     HEALTH_REPLY = 2
@@ -184,6 +212,7 @@ module Poolparty
     RESPONSE_CHUNK = 4
     RESPONSE_END = "\x01\x00\x00\x00\x05".b.freeze
 
+    READ_SIZE = 65_536 # a pipe's usual capacity: one read takes all there is
     MAX_FRAME_SIZE = 0x7fffffff
     MAX_MESSAGE_SIZE = 1000 # of a health reply: a line of the log
     LARGE_BODY = 65_536 # from here on two pieces in one writev beat joining them, which copies the body
@@ -197,10 +226,12 @@ module Poolparty
       take_descriptors
       prepare_process
       offered = ENV.fetch("POOLPARTY_FEATURES", "").split(",")
-      used = offered.include?("ready") ? offered & %w[health-reply stream stack] : []
+      used = offered.include?("ready") ? offered & %w[health-reply stream stream-cancel stack] : []
       used.delete("stack") unless used.include?("stack") && shows_stack?
       @replies = used.include?("health-reply")
       @streams = used.include?("stream")
+      used.delete("stream-cancel") unless @streams
+      @cancels = used.include?("stream-cancel")
       say_ready(used) if offered.include?("ready")
       while (payload = next_payload)
         take(Reader.new(payload))
@@ -231,6 +262,8 @@ module Poolparty
       when HEALTH_CHECK_REQUEST
         reader.end
         check_health
+      when STREAM_CANCEL
+        reader.end # of a stream that has ended meanwhile
       else
         raise FrameError, "a request of a kind this library does not know (#{tag})"
       end
@@ -337,7 +370,10 @@ module Poolparty
     # is not whole is to end without ResponseEnd.
     def stream(request, head, body)
       started = false
+      behind = Behind.new(@requests) if @cancels
       body.each do |piece|
+        break if started && behind&.cancelled?
+
         piece = octets(piece)
         next if piece.empty?
 
@@ -358,6 +394,7 @@ module Poolparty
       exit 1 if started
       write(*FAILED)
     ensure
+      behind&.put_back
       close(request, body)
     end
 
@@ -441,5 +478,5 @@ module Poolparty
     FAILURE = "\x00\xF4\x03\x01\x0C#{TYPE}\x01\x19text/plain; charset=utf-8\x16internal server error\n".b
     FAILED = [([FAILURE.bytesize].pack("V") << FAILURE).freeze].freeze
   end
-  private_constant :Reader, :ServerGone, :Worker
+  private_constant :Behind, :Reader, :ServerGone, :Worker
 end

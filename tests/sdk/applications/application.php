@@ -24,6 +24,17 @@ function pieces(Request $request): Generator
     }
 }
 
+function more(): Generator
+{
+    try {
+        while (true) {
+            yield "more\n";
+        }
+    } finally {
+        echo "closed\n";
+    }
+}
+
 function failing(): Generator
 {
     throw new RuntimeException('this one fails');
@@ -88,6 +99,8 @@ function handler(Request $request): mixed
             exit(7);
         case '/stream':
             return new Response(200, ['Content-Type' => 'text/plain'], pieces($request));
+        case '/endless':
+            return new Response(200, [], more());
         case '/stream-nothing':
             return new Response(200, [], []);
         case '/stream-fail-first':

@@ -19,6 +19,12 @@ sub pieces {
     };
 }
 
+sub more { return bless [], 'Endless' }
+
+sub Endless::getline { return "more\n" }
+
+sub Endless::close { print "closed\n" }
+
 # Runs until the file that the query names is there, and says where that begins.
 sub spin {
     my ($request) = @_;
@@ -58,6 +64,7 @@ my %routes = (
     '/spin'              => \&spin,
     '/leave'             => sub { exit 7 },
     '/stream'            => sub { [200, ['Content-Type' => 'text/plain'], pieces($_[0])] },
+    '/endless'           => sub { [200, [], more()] },
     '/stream-nothing'    => sub { [200, [], sub { undef }] },
     '/stream-fail-first' => sub { [200, [], sub { die "this one fails\n" }] },
 );

@@ -93,6 +93,18 @@ def stream(request):
     return poolparty.Response(200, {"Content-Type": "text/plain"}, pieces(request.query))
 
 
+def endless(request):
+    return {"body": more()}
+
+
+def more():
+    try:
+        while True:
+            yield "more\n"
+    finally:
+        print("closed")
+
+
 def stream_nothing(request):
     return {"body": iter(())}
 
@@ -122,8 +134,8 @@ ROUTES = {
     "/echo": echo, "/header": header, "/text": text, "/octets": octets, "/headers": headers, "/empty": empty,
     "/many-headers": many_headers, "/fail": fail, "/bad-status": bad_status, "/bad-header": bad_header,
     "/bad-body": bad_body, "/bad-answer": bad_answer, "/say": say, "/program": program, "/leave": leave,
-    "/spin": spin,
-    "/stream": stream, "/stream-nothing": stream_nothing, "/stream-fail-first": stream_fail_first,
+    "/spin": spin, "/stream": stream, "/endless": endless,
+    "/stream-nothing": stream_nothing, "/stream-fail-first": stream_fail_first,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -16,6 +16,14 @@ def pieces(request)
   end
 end
 
+def more
+  Enumerator.new do |pieces|
+    loop { pieces << "more\n" }
+  ensure
+    puts "closed"
+  end
+end
+
 # Runs until the file that the query names is there, and says where that begins.
 def spin(request)
   puts "spins"
@@ -48,6 +56,7 @@ ROUTES = {
   "/spin" => method(:spin),
   "/leave" => ->(_) { exit 7 },
   "/stream" => ->(request) { [200, { "Content-Type" => "text/plain" }, pieces(request)] },
+  "/endless" => ->(_) { [200, {}, more] },
   "/stream-nothing" => ->(_) { [200, {}, [].each] },
   "/stream-fail-first" => ->(_) { [200, {}, Enumerator.new { raise "this one fails" }] }
 }
