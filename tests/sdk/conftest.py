@@ -35,6 +35,11 @@ FORGOTTEN = {"PYTHONPATH", "JANET_PATH", "POOLPARTY_FEATURES"}
 ABILITIES = frozenset({"interrupts", "close-on-exec"})
 
 
+STREAM = frozenset({"health-reply", "stream"})
+CANCEL = frozenset({"stream-cancel"})
+STACK = frozenset({"health-reply", "stream", "stack"})
+
+
 @dataclass(frozen=True)
 class Language:
     """An interpreter whose worker library the shared tests try (test_every_library.py, test_examples.py)."""
@@ -43,14 +48,11 @@ class Language:
     programs: tuple[str, ...]  # the first that is installed is used
     suffix: str  # of applications/application.SUFFIX and examples/app.SUFFIX
     folder: str  # below poolparty/sdk
-    features: frozenset[str] = frozenset({"health-reply", "stream"})  # its Ready names them, where offered
+    features: frozenset[str] = STREAM  # its Ready names them, where offered
     cannot: frozenset[str] = frozenset()  # of ABILITIES
     large: bool = False  # installed by bin/test --all only
     label: str = ""  # of the test, where several interpreters speak one language
 
-
-STACK = frozenset({"health-reply", "stream", "stack"})
-CANCEL = frozenset({"stream-cancel"})
 
 LANGUAGES = [
     Language("Python", (sys.executable,), "py", "python", STACK | CANCEL),
@@ -64,9 +66,16 @@ LANGUAGES = [
     ),
     Language("Lua", ("luajit",), "lua", "lua", label="luajit"),
     Language("JavaScript", ("node", "nodejs"), "js", "node"),
-    Language("Tcl", ("tclsh", "tclsh8.6"), "tcl", "tcl", cannot=frozenset({"interrupts", "close-on-exec"})),
+    Language(
+        "Tcl",
+        ("tclsh", "tclsh8.6"),
+        "tcl",
+        "tcl",
+        STREAM | CANCEL,
+        cannot=frozenset({"interrupts", "close-on-exec"}),
+    ),
     Language("R", ("Rscript",), "R", "r", cannot=frozenset({"close-on-exec"}), large=True),
-    Language("Guile", ("guile", "guile3.0"), "scm", "guile", large=True),
+    Language("Guile", ("guile", "guile3.0"), "scm", "guile", STREAM | CANCEL, large=True),
     Language("Go", ("go",), "go", "go", STACK, large=True),
 ]
 

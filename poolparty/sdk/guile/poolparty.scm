@@ -24,6 +24,7 @@
 
 (define http-request 0)
 (define health-check-request 1)
+(define stream-cancel 3)
 
 (define http-response 0)
 (define ready 1)
@@ -222,7 +223,7 @@
 ;; What (thunk) gives. An error in it is written to stderr with its trace, and (on-error) called then with its text.
 (define (call-reporting what thunk on-error)
   (define (passes? key)
-    (memq key '(quit server-gone broken-frame)))
+    (memq key '(quit server-gone broken-frame stream-cancelled)))
   (catch #t
     thunk
     (lambda (key . arguments)
@@ -259,24 +260,74 @@
     (setvbuf port 'block buffer-size)
     port))
 
-(define (answer port handler request streams?)
+;; Two procedures about what stands in the pipe behind the request that runs: (cancelled?) is whether a StreamCancel
+;; does, or nothing will come any more, and waits for nothing; (put-back) has what was read for that read once more.
+(define (behind requests)
+  (define pieces '())                   ; the last one first
+  (define size 0)
+  (define next 0)                       ; where the next frame begins that was not looked at
+  (define (joined)
+    (let ((all (make-bytevector size)))
+      (fold (lambda (piece end)
+              (let ((start (- end (bytevector-length piece))))
+                (bytevector-copy! piece 0 all start (bytevector-length piece))
+                start))
+            size pieces)
+      (set! pieces (list all))
+      all))
+  (define (ready?)
+    (pair? (car (select (list requests) '() '() 0))))
+  (define (cancelled?)
+    (let read-more ()
+      (if (ready?)
+          (let ((piece (get-bytevector-some requests)))
+            (or (eof-object? piece)
+                (begin
+                  (set! pieces (cons piece pieces))
+                  (set! size (+ size (bytevector-length piece)))
+                  (read-more))))
+          (let look ()
+            (and (>= size (+ next 5))
+                 (let ((all (joined)))
+                   (or (= (bytevector-u8-ref all (+ next 4)) stream-cancel)
+                       (begin
+                         (set! next (+ next 4 (bytevector-u32-ref all next (endianness little))))
+                         (look)))))))))
+  (define (put-back)
+    (when (> size 0)
+      (unget-bytevector requests (joined))))
+  (values cancelled? put-back))
+
+(define (answer port requests handler request streams? cancels?)
   (define started? #f)
   (define (send-whole status headers body)
     (apply send port (append (head http-response status headers)
                              (list (uint (bytevector-length body)) body))))
   (define (stream status headers write-body)
-    (let* ((start (head response-start status headers))
-           (body (body-port (lambda (piece)
-                              ;; The first piece comes before the head: what fails until then can still be answered 500.
-                              (unless started?
-                                (set! started? #t)
-                                (apply send port start))
-                              (send port (make-bytevector 1 response-chunk) (uint (bytevector-length piece)) piece)))))
-      (write-body body)
-      (force-output body)
+    (define start (head response-start status headers))
+    (define-values (cancelled? put-back) (behind requests))
+    (define (send-piece piece)
+      ;; The first piece comes before the head: what fails until then can still be answered 500.
       (if started?
-          (send port (make-bytevector 1 response-end))
-          (send-whole status headers #vu8()))))
+          (when (and cancels? (cancelled?))
+            (throw 'stream-cancelled))
+          (begin
+            (set! started? #t)
+            (apply send port start)))
+      (send port (make-bytevector 1 response-chunk) (uint (bytevector-length piece)) piece))
+    (define body (body-port send-piece))
+    (dynamic-wind
+      (lambda () #f)
+      (lambda ()
+        (catch 'stream-cancelled
+          (lambda ()
+            (write-body body)
+            (force-output body))
+          (lambda (key) #f)))
+      put-back)
+    (if started?
+        (send port (make-bytevector 1 response-end))
+        (send-whole status headers #vu8())))
   (define (collect write-body)
     (let* ((pieces '())
            (body (body-port (lambda (piece) (set! pieces (cons piece pieces))))))
@@ -359,8 +410,11 @@
     (lambda (requests answers)
       (define offered (string-split (or (getenv "POOLPARTY_FEATURES") "") #\,))
       (define ready? (member "ready" offered))
-      (define features (if ready? (lset-intersection string=? '("health-reply" "stream") offered) '()))
-      (define streams? (member "stream" features))
+      (define streams? (and ready? (member "stream" offered)))
+      (define cancels? (and streams? (member "stream-cancel" offered)))
+      (define features
+        (append (if ready? (lset-intersection string=? '("health-reply" "stream") offered) '())
+                (if cancels? '("stream-cancel") '())))
       (define replies? (member "health-reply" features))
       ;; A terminal's Ctrl-C is for the server, which then drains: this process ends when its pipe does. Procedures and
       ;; not SIG_IGN, because programs started from here would inherit that.
@@ -377,9 +431,11 @@
                 (unless (eof-object? payload)
                   (let ((tag (bytevector-u8-ref payload 0)))
                     (cond ((= tag http-request)
-                           (answer answers handler (decode-request payload) streams?))
+                           (answer answers requests handler (decode-request payload) streams? cancels?))
                           ((and (= tag health-check-request) (= (bytevector-length payload) 1))
                            (check-health answers health-check replies?))
+                          ((= tag stream-cancel)
+                           #f)          ; of a stream that has ended meanwhile
                           (else
                            (broken "a request of a kind this library does not know (~a)" tag))))
                   (loop (next-payload requests)))))

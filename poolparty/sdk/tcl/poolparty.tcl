@@ -13,7 +13,7 @@ namespace eval poolparty {
 
     variable version 0.1.0
 
-    variable HTTP_REQUEST 0 HEALTH_CHECK_REQUEST 1
+    variable HTTP_REQUEST 0 HEALTH_CHECK_REQUEST 1 STREAM_CANCEL 3
     variable HTTP_RESPONSE 0 READY 1 HEALTH_REPLY 2
     variable RESPONSE_START 3 RESPONSE_CHUNK 4 RESPONSE_END 5
 
@@ -23,21 +23,27 @@ namespace eval poolparty {
     variable TEXT_PLAIN "text/plain; charset=utf-8"
 
     variable answers {}  ;# the channel to descriptor 3
+    variable requests {} ;# the channel to what was descriptor 0
+    variable cancels 0   ;# whether a stream's child is told when its client has left
     variable streaming 0 ;# whether a response has begun and not ended
+    variable behind {}   ;# what was read of the requests while a stream ran
+    variable looked 0    ;# where in it the next frame begins that was not looked at
 }
 
 # Answer requests until the server closes the pipe; then return. Both arguments are command prefixes.
 #
 # handler gets a request: a dict of method, uri, path, query, headers, body and remote_address. It returns a dict with
 # any of status (200), headers (names and values in turn, a name as often as need be), and one of: text, a string;
-# body, bytes; stream, a command prefix that is called with a command prefix which sends the bytes appended to it.
+# body, bytes; stream, a command prefix that is called with a command prefix which sends the bytes appended to it, and
+# throws {POOLPARTY CANCELLED} when the client is found to have left.
 # An error in it is written to stderr and answered 500; the process lives on.
 #
 # healthCheck is called now and then while no request runs: if it raises an error, this process is unwell and will be
 # replaced.
 proc poolparty::serve {handler {healthCheck {}}} {
     variable answers
-    set requests [TakePipes]
+    variable requests [TakePipes]
+    variable cancels
     chan configure stdout -buffering line
     set offered {}
     if {[info exists ::env(POOLPARTY_FEATURES)]} {
@@ -50,12 +56,16 @@ proc poolparty::serve {handler {healthCheck {}}} {
                 lappend features $feature
             }
         }
+        set cancels [expr {"stream" in $features && "stream-cancel" in $offered}]
+        if {$cancels} {
+            lappend features stream-cancel
+        }
     }
     try {
         if {"ready" in $offered} {
             SendReady $features
         }
-        Loop $requests $handler $healthCheck $features
+        Loop $handler $healthCheck $features
     } trap {POOLPARTY GONE} {} {
         catch {close $answers} ;# what is buffered would complain once more
     } trap {POOLPARTY BROKEN} {message} {
@@ -78,14 +88,26 @@ proc poolparty::header {request name {default ""}} {
     return $default
 }
 
-proc poolparty::Loop {requests handler healthCheck features} {
+proc poolparty::Loop {handler healthCheck features} {
     variable HTTP_REQUEST
     variable HEALTH_CHECK_REQUEST
+    variable STREAM_CANCEL
+    variable requests
+    variable behind
     while {1} {
-        if {[binary scan [read $requests 4] iu size] != 1} {
+        if {$behind ne ""} {
+            set size [Read 4]
+        } else {
+            set size [read $requests 4]
+        }
+        if {[binary scan $size iu size] != 1} {
             return
         }
-        set payload [read $requests $size]
+        if {$behind ne ""} {
+            set payload [Read $size]
+        } else {
+            set payload [read $requests $size]
+        }
         if {[string length $payload] < $size} {
             return
         }
@@ -96,10 +118,39 @@ proc poolparty::Loop {requests handler healthCheck features} {
             Answer $handler [DecodeRequest $payload] [expr {"stream" in $features}]
         } elseif {$tag == $HEALTH_CHECK_REQUEST && $size == 1} {
             CheckHealth $healthCheck [expr {"health-reply" in $features}]
-        } else {
+        } elseif {$tag != $STREAM_CANCEL || $size > 1} { # a cancel is one of a stream that has ended meanwhile
             Broken "a request of a kind this library does not know ($tag)"
         }
     }
+}
+
+# So many bytes, the first of which were read while a stream ran.
+proc poolparty::Read {size} {
+    variable requests
+    variable behind
+    set bytes [string range $behind 0 [expr {$size - 1}]]
+    set behind [string range $behind $size end]
+    set missing [expr {$size - [string length $bytes]}]
+    if {$missing > 0} {
+        append bytes [read $requests $missing]
+    }
+    return $bytes
+}
+
+# Whether a StreamCancel stands behind the request that runs, or nothing will come any more. Waits for nothing.
+proc poolparty::Cancelled {} {
+    variable STREAM_CANCEL
+    variable requests
+    variable behind
+    variable looked
+    append behind [read $requests]
+    while {[binary scan $behind @${looked}iucu size tag] == 2} {
+        if {$tag == $STREAM_CANCEL} {
+            return 1
+        }
+        incr looked [expr {4 + $size}]
+    }
+    return [eof $requests]
 }
 
 # ---- Decoding. What breaks the framing could mean anything: it ends the process.
@@ -343,8 +394,17 @@ proc poolparty::Stream {status headers command} {
     variable RESPONSE_START
     variable RESPONSE_END
     variable streaming
+    variable requests
+    variable cancels
+    variable looked 0
     set head [EncodeHead $RESPONSE_START $status $headers]
-    uplevel #0 [list {*}$command [namespace code [list SendChunk $head]]]
+    chan configure $requests -blocking [expr {!$cancels}]
+    try {
+        uplevel #0 [list {*}$command [namespace code [list SendChunk $head]]]
+    } trap {POOLPARTY CANCELLED} {} {
+    } finally {
+        chan configure $requests -blocking 1
+    }
     if {!$streaming} {
         Send [EncodeHead $HTTP_RESPONSE $status $headers] [SizedBytes ""]
         return
@@ -356,8 +416,12 @@ proc poolparty::Stream {status headers command} {
 proc poolparty::SendChunk {head bytes} {
     variable RESPONSE_CHUNK
     variable streaming
+    variable cancels
     if {$bytes eq ""} {
         return
+    }
+    if {$streaming && $cancels && [Cancelled]} {
+        throw {POOLPARTY CANCELLED} "the client has left"
     }
     set bytes [Bytes $bytes]
     if {!$streaming} {

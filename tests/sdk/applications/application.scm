@@ -15,6 +15,16 @@
   (when (string=? (request-query request) "fail")
     (error "this one fails")))
 
+(define (write-more port)
+  (dynamic-wind
+    (lambda () #f)
+    (lambda ()
+      (let loop ()
+        (put-string port "more\n")
+        (force-output port)
+        (loop)))
+    (lambda () (display "closed\n"))))
+
 (define (octets size)
   (let ((bytes (make-bytevector size)))
     (do ((n 0 (+ n 1))) ((= n size) bytes)
@@ -59,6 +69,7 @@
     ("/leave" . ,(lambda (request) (exit 7)))
     ("/stream"
      . ,(lambda (request) (response #:headers '(("Content-Type" . "text/plain")) #:body (lambda (port) (write-pieces request port)))))
+    ("/endless" . ,(lambda (request) (response #:body write-more)))
     ("/stream-nothing" . ,(lambda (request) (response #:body (lambda (port) #f))))
     ("/stream-fail-first" . ,(lambda (request) (response #:body (lambda (port) (error "this one fails")))))))
 

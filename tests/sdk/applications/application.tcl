@@ -20,6 +20,16 @@ proc pieces {request emit} {
     }
 }
 
+proc more {emit} {
+    try {
+        while 1 {
+            {*}$emit more\n
+        }
+    } finally {
+        puts closed
+    }
+}
+
 proc all_bytes {} {
     for {set number 0} {$number < 256} {incr number} {
         lappend numbers $number
@@ -63,6 +73,7 @@ set routes {
     /program { dict create text [exec sh -c "cat | wc -c; test -e /proc/self/fd/3 && echo 3 is open"]\n }
     /leave { exit 7 }
     /stream { dict create headers {Content-Type text/plain} stream [list pieces $request] }
+    /endless { dict create stream more }
     /stream-nothing { dict create stream {apply {emit {}}} }
     /stream-fail-first { dict create stream {apply {emit {error "this one fails"}}} }
 }
