@@ -163,7 +163,7 @@ PAGES: Mapping[str, Callable[[Pool, Mapping[str, str], bool], Answer]] = {
 
 
 def _restart(pool: Pool, query: Mapping[str, str]) -> None:
-    pool.restart_workers(lambda error: None, "the status page")
+    pool.restart_workers(lambda error: None, "asked for on the admin listener")
 
 
 def _spawn(pool: Pool, query: Mapping[str, str]) -> None:

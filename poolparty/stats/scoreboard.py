@@ -70,7 +70,7 @@ CHILD_WORDS = _whole_lines(len(ChildWord))
 POOL_WORDS = _whole_lines(len(PoolWord))
 
 RUNS_BYTES = 240
-"""Bytes of the text that says what a child runs; what is longer is cut."""
+"""Bytes of the text that says what a child runs; what is longer is cut, and ends in dots."""
 
 RUNS_WORDS = 2 + RUNS_BYTES // 8
 
@@ -171,7 +171,8 @@ class Scoreboard:
         so that a reader takes no text for another's.
         """
         first = self._runs + slot * RUNS_WORDS
-        text = text[:RUNS_BYTES]
+        if len(text) > RUNS_BYTES:
+            text = text[: RUNS_BYTES - 3] + b"..."
         self.words[first] = 0
         start = 8 * (first + 2)
         self._map[start : start + len(text)] = text

@@ -188,7 +188,7 @@ def test_actions_are_done_by_post_with_the_header(pool: FakePool, port: int) -> 
     assert ask(port, "/spawn-workers?count=3", "POST", ACTION)[0] == 200
     assert ask(port, "/remove-workers", "POST", ACTION)[0] == 200
     assert ask(port, "/kill?pid=77", "POST", ACTION)[0] == 200
-    assert pool.asked == [("the status page", 0), ("spawn", 3), ("remove", 1), ("kill", 77)]
+    assert pool.asked == [("asked for on the admin listener", 0), ("spawn", 3), ("remove", 1), ("kill", 77)]
 
 
 def test_an_action_that_a_foreign_page_could_ask_for_is_not_done(pool: FakePool, port: int) -> None:

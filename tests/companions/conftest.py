@@ -21,6 +21,16 @@ def find(program: str, package: str | None = None, large: bool = False) -> str:
 
 
 @pytest.fixture(scope="session")
+def chromium() -> str:
+    return find("chromium", "chromium")
+
+
+@pytest.fixture(scope="session")
+def chromedriver() -> str:
+    return find("chromedriver", "chromium")
+
+
+@pytest.fixture(scope="session")
 def haproxy() -> str:
     return find("haproxy")
 

@@ -59,12 +59,8 @@ def server(tmp_path: Path) -> Iterator[Server]:
         yield server
 
 
-def admin_port(server: Server) -> int:
-    return int(server.wait_log("admin_address: listening at")[0].rpartition(":")[2])
-
-
 def scraped(server: Server) -> str:
-    with urllib.request.urlopen(f"http://127.0.0.1:{admin_port(server)}/metrics", timeout=30) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.admin_port}/metrics", timeout=30) as answer:
         text: str = answer.read().decode()
     return text
 
@@ -355,7 +351,7 @@ class Prometheus:
 def test_a_real_prometheus_scrapes_a_server(
     prometheus: str, server: Server, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    monitor = Prometheus(prometheus, tmp_path, admin_port(server))
+    monitor = Prometheus(prometheus, tmp_path, server.admin_port)
     request.addfinalizer(monitor.close)
 
     def gives(expression: str, value: float) -> None:

@@ -270,6 +270,11 @@ class Server:
     ) -> Answer:
         return self.ask("GET", target, None, fields, patience)
 
+    @property
+    def admin_port(self) -> int:
+        """The TCP port of its admin listener."""
+        return int(self.wait_log("admin_address: listening at ")[0].rpartition(":")[2])
+
     # --- its control socket --------------------------------------------------------------------------------
 
     def ctl(self, command: str, patience: float = PATIENCE) -> list[str]:

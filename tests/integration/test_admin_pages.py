@@ -24,9 +24,7 @@ ADMIN = ("--admin-address", "127.0.0.1:0", "--admin-prefix", "/-/pool/")
 
 def admin(server: Server, target: str) -> tuple[int, bytes]:
     """What the admin listener answers."""
-    (line,) = server.wait_log(r"admin_address: listening at ")[:1]
-    port = int(line.rpartition(":")[2])
-    with Client(("127.0.0.1", port)) as client:
+    with Client(("127.0.0.1", server.admin_port)) as client:
         answer = client.ask("GET", target, fields={"Host": "localhost"})
     return answer.status, answer.body
 
