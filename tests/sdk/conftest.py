@@ -76,7 +76,7 @@ LANGUAGES = [
     ),
     Language("R", ("Rscript",), "R", "r", cannot=frozenset({"close-on-exec"}), large=True),
     Language("Guile", ("guile", "guile3.0"), "scm", "guile", STREAM | CANCEL, large=True),
-    Language("Go", ("go",), "go", "go", STACK, large=True),
+    Language("Go", ("go",), "go", "go", STACK | CANCEL, large=True),
 ]
 
 

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.only("Go")
 
 TEXT = {"Content-Type": ["text/plain; charset=utf-8"]}
 FAILURE = (500, TEXT, b"internal server error\n")
-ALL = {"POOLPARTY_FEATURES": "ready,health-reply,stream"}
+ALL = {"POOLPARTY_FEATURES": "ready,stream,stream-cancel"}
 
 PROGRAM = """
 package main
@@ -64,6 +64,29 @@ func main() {
 		w.Header().Set("Content-Type", "text/event-stream")
 		w.(http.Flusher).Flush()
 		fmt.Fprint(w, "data")
+	})
+	http.HandleFunc("/quiet", func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprint(w, "data")
+		w.(http.Flusher).Flush()
+		<-r.Context().Done()
+		<-w.(http.CloseNotifier).CloseNotify()
+		_, err := w.Write(make([]byte, 1))
+		fmt.Println(r.Context().Err(), "-", err)
+	})
+	http.HandleFunc("/copied", func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprint(w, "data")
+		w.(http.Flusher).Flush()
+		for {
+			if _, err := io.WriteString(w, strings.Repeat(".", 10000)); err != nil {
+				panic(http.ErrAbortHandler) // as httputil.ReverseProxy does
+			}
+		}
+	})
+	http.HandleFunc("/large", func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Length", "3000000")
+		for n := 0; n < 300; n++ {
+			io.WriteString(w, strings.Repeat(".", 10000))
+		}
 	})
 	http.HandleFunc("/abort", func(w http.ResponseWriter, r *http.Request) { panic(http.ErrAbortHandler) })
 	http.HandleFunc("/panic", func(w http.ResponseWriter, r *http.Request) {
@@ -160,6 +183,39 @@ def test_a_flush_before_the_first_byte_sends_the_head(start: Any, frame_of: Any)
     worker.send(frame_of("http://h/early"))
     assert [worker.frame()[0] for _ in range(3)] == [3, 4, 5]
     assert start().ask("http://h/early") == (200, {"Content-Type": ["text/event-stream"]}, b"data")
+
+
+def test_a_handler_that_waits_is_woken_when_its_client_has_left(start: Any, frame_of: Any) -> None:
+    worker = start(ALL)
+    worker.ready()
+    for _ in range(2):
+        worker.send(frame_of("http://h/quiet"), frame_of("http://h/sniffed"))
+        assert worker.pieces(1) == [b"data"]
+        worker.cancel_stream()
+        assert worker.line_of_stdout() == b"context canceled - the client has left\n"
+        assert worker.response()[0] == 200
+        assert worker.ask("http://h/sniffed")[0] == 200
+    assert worker.leave()[0] == 0
+
+
+def test_a_panic_because_the_client_has_left_does_not_end_the_process(start: Any, frame_of: Any) -> None:
+    worker = start(ALL)
+    worker.ready()
+    worker.send(frame_of("http://h/copied"))
+    assert worker.pieces(1) == [b"data"]
+    worker.cancel_stream()
+    assert worker.ask("http://h/sniffed")[0] == 200
+    assert worker.leave()[1] == ""
+
+
+def test_a_large_answer_is_sent_while_it_is_written_and_keeps_its_length(start: Any, frame_of: Any) -> None:
+    worker = start(ALL)
+    worker.ready()
+    worker.send(frame_of("http://h/large"))
+    tag, payload = worker.frame()
+    assert (tag, b"Content-Length\x01\x073000000" in payload.data) == (3, True)
+    assert sum(map(len, worker.pieces(3))) == 3_000_000
+    assert worker.frame()[0] == 5
 
 
 def test_a_panic_takes_back_what_was_written(worker: Any) -> None:

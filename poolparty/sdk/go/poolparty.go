@@ -12,6 +12,7 @@ package poolparty
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/tls"
 	"encoding/binary"
 	"errors"
@@ -25,7 +26,9 @@ import (
 	"runtime/debug"
 	"sort"
 	"strings"
+	"sync"
 	"syscall"
+	"time"
 	"unicode/utf8"
 )
 
@@ -35,6 +38,7 @@ const Version = "0.1.0"
 const (
 	httpRequest        = 0
 	healthCheckRequest = 1
+	streamCancel       = 3
 
 	httpResponse  = 0
 	ready         = 1
@@ -44,10 +48,11 @@ const (
 	responseEnd   = 5
 
 	maxFrameSize   = 0x7fffffff
-	maxMessageSize = 1000  // of a health reply: a line of the log
-	maxStackSize   = 65536 // what is longer is cut
-	largeBody      = 16384 // from here on a second write beats copying it behind its head
-	bufferSize     = 65536 // a pipe's usual capacity: one read takes several requests, if they wait
+	maxMessageSize = 1000    // of a health reply: a line of the log
+	maxStackSize   = 65536   // what is longer is cut
+	largeBody      = 16384   // from here on a second write beats copying it behind its head
+	keptBody       = 1 << 20 // what is larger does not wait for the handler's end
+	bufferSize     = 65536   // a pipe's usual capacity: one read takes several requests, if they wait
 )
 
 // brokenFrame is what follows a frame that could mean anything: the process ends.
@@ -61,7 +66,9 @@ const tooLong brokenFrame = "a request with a length that points beyond its fram
 // http.DefaultServeMux.
 //
 // A handler that panics has its trace written to stderr and its request answered 500; the process lives on. What the
-// handler writes is sent when it returns, or piece by piece where it calls Flush and the server offers streams.
+// handler writes is sent when it returns, or piece by piece where it calls Flush, or has written more than 1 MiB, and the
+// server offers streams. The request's context is done when its handler has returned, or its client is found to have
+// left in the middle of a stream; what is written then is an error.
 //
 // healthCheck, which may be nil, is called now and then while no request runs. If it returns an error, this process is
 // unwell and will be replaced.
@@ -96,7 +103,9 @@ type worker struct {
 	ready       bool // whether the server offers to be told so, and so on
 	replies     bool
 	streams     bool
+	cancels     bool
 	stack       bool
+	behind      behind
 }
 
 func newWorker(handler http.Handler, healthCheck func() error) (*worker, error) {
@@ -128,6 +137,7 @@ func newWorker(handler http.Handler, healthCheck func() error) (*worker, error) 
 	w.ready = offered["ready"]
 	w.replies = w.ready && offered["health-reply"]
 	w.streams = w.ready && offered["stream"]
+	w.cancels = w.streams && offered["stream-cancel"]
 	w.stack = w.ready && offered["stack"] && !signal.Ignored(syscall.SIGUSR1)
 	return w, nil
 }
@@ -140,6 +150,9 @@ func (w *worker) run() error {
 		}
 		if w.streams {
 			features = append(features, "stream")
+		}
+		if w.cancels {
+			features = append(features, "stream-cancel")
 		}
 		if w.stack {
 			features = append(features, "stack")
@@ -159,6 +172,7 @@ func (w *worker) run() error {
 			err = w.answer(payload)
 		case payload[0] == healthCheckRequest && len(payload) == 1:
 			err = w.checkHealth()
+		case isCancel(payload): // of a stream that has ended meanwhile
 		default:
 			err = brokenFrame(fmt.Sprintf("a request of a kind this library does not know (%d)", payload[0]))
 		}
@@ -183,6 +197,13 @@ func showStack() {
 
 // next gives the next frame's payload, nil at the pipe's end.
 func (w *worker) next() ([]byte, error) {
+	if w.behind.used {
+		return w.behind.next(w)
+	}
+	return w.read()
+}
+
+func (w *worker) read() ([]byte, error) {
 	var size [4]byte
 	if _, err := io.ReadFull(w.requests, size[:]); err != nil {
 		return nil, unlessEnd(err)
@@ -224,6 +245,117 @@ func (w *worker) send(head, body []byte) error {
 	return err
 }
 
+func isCancel(payload []byte) bool { return len(payload) == 1 && payload[0] == streamCancel }
+
+// behind is what stands in the pipe behind a request that streams. Since a read cannot be taken back, whoever reads
+// there meanwhile goes on until the next frame is there; only then does the loop read by itself again.
+type behind struct {
+	used     bool // the loop's own: whether there may be anything here
+	mutex    sync.Mutex
+	arrived  *sync.Cond
+	frames   []frame
+	watching bool
+	stream   *clientContext // the one that runs
+}
+
+type frame struct {
+	payload []byte
+	err     error
+}
+
+// begin has the stream's context end with the client's interest in it.
+func (b *behind) begin(w *worker, stream *clientContext) {
+	b.mutex.Lock()
+	defer b.mutex.Unlock()
+	b.stream = stream
+	if !b.watching {
+		b.used, b.watching = true, true
+		if b.arrived == nil {
+			b.arrived = sync.NewCond(&b.mutex)
+		}
+		go b.watch(w)
+	}
+}
+
+func (b *behind) end() {
+	b.mutex.Lock()
+	b.stream = nil
+	b.mutex.Unlock()
+}
+
+func (b *behind) watch(w *worker) {
+	for watching := true; watching; {
+		payload, err := w.read()
+		b.mutex.Lock()
+		if !isCancel(payload) {
+			b.frames = append(b.frames, frame{payload, err})
+		}
+		if b.stream != nil && (isCancel(payload) || payload == nil) {
+			b.stream.end()
+		}
+		watching = b.stream != nil && payload != nil
+		b.watching = watching
+		b.arrived.Signal()
+		b.mutex.Unlock()
+	}
+}
+
+func (b *behind) next(w *worker) ([]byte, error) {
+	b.mutex.Lock()
+	defer b.mutex.Unlock()
+	for len(b.frames) == 0 && b.watching {
+		b.arrived.Wait()
+	}
+	if len(b.frames) == 0 {
+		b.used = false
+		return w.read()
+	}
+	next := b.frames[0]
+	b.frames = b.frames[1:]
+	return next.payload, next.err
+}
+
+// clientContext is a request's context. Nearly no handler asks for its channel, so that it is made when one does.
+type clientContext struct {
+	mutex sync.Mutex
+	ended bool
+	done  chan struct{}
+}
+
+func (c *clientContext) Deadline() (deadline time.Time, ok bool) { return }
+
+func (c *clientContext) Value(key any) any { return nil }
+
+func (c *clientContext) Done() <-chan struct{} {
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	if c.done == nil {
+		c.done = make(chan struct{})
+		if c.ended {
+			close(c.done)
+		}
+	}
+	return c.done
+}
+
+func (c *clientContext) Err() error {
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	if c.ended {
+		return context.Canceled
+	}
+	return nil
+}
+
+func (c *clientContext) end() {
+	c.mutex.Lock()
+	defer c.mutex.Unlock()
+	if !c.ended && c.done != nil {
+		close(c.done)
+	}
+	c.ended = true
+}
+
 // ---- Requests.
 
 type reader struct {
@@ -255,8 +387,10 @@ func (r *reader) data() []byte {
 
 func (r *reader) string() string { return string(r.data()) }
 
+var noRequest http.Request
+
 // decode makes of a frame's payload what net/http's own server gives to handlers.
-func decode(payload []byte) (request *http.Request, uri string, err error) {
+func decode(ctx context.Context, payload []byte) (request *http.Request, uri string, err error) {
 	r := &reader{payload: payload, at: 1}
 	remoteAddress := r.string()
 	uri = r.string()
@@ -274,11 +408,10 @@ func decode(payload []byte) (request *http.Request, uri string, err error) {
 	if r.err != nil {
 		return nil, "", r.err
 	}
-	request = &http.Request{
-		Method: method, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-		Header: header, Body: http.NoBody, ContentLength: int64(len(body)),
-		Host: header.Get("Host"), RemoteAddr: remoteAddress,
-	}
+	request = noRequest.WithContext(ctx) // a copy, as it would be of one that has the fields already
+	request.Method, request.Proto, request.ProtoMajor, request.ProtoMinor = method, "HTTP/1.1", 1, 1
+	request.Header, request.Body, request.ContentLength = header, http.NoBody, int64(len(body))
+	request.Host, request.RemoteAddr = header.Get("Host"), remoteAddress
 	if len(body) > 0 {
 		request.Body = io.NopCloser(bytes.NewReader(body))
 	}
@@ -312,7 +445,7 @@ func decode(payload []byte) (request *http.Request, uri string, err error) {
 
 // ---- Responses.
 
-// response is the http.ResponseWriter of one request, and an http.Flusher.
+// response is the http.ResponseWriter of one request, an http.Flusher and an http.CloseNotifier.
 type response struct {
 	worker  *worker
 	request *http.Request
@@ -322,6 +455,7 @@ type response struct {
 	body    []byte
 	started bool  // whether it has become a stream
 	err     error // of the pipe
+	context clientContext
 }
 
 func (r *response) Header() http.Header { return r.header }
@@ -341,7 +475,11 @@ func (r *response) Write(data []byte) (int, error) {
 	if r.status == 0 {
 		r.WriteHeader(http.StatusOK)
 	}
+	if r.gone() {
+		return 0, errClientGone
+	}
 	r.body = append(r.body, data...)
+	r.flushLarge()
 	return len(data), r.err
 }
 
@@ -349,26 +487,62 @@ func (r *response) WriteString(text string) (int, error) {
 	if r.status == 0 {
 		r.WriteHeader(http.StatusOK)
 	}
+	if r.gone() {
+		return 0, errClientGone
+	}
 	r.body = append(r.body, text...)
+	r.flushLarge()
 	return len(text), r.err
 }
 
+func (r *response) flushLarge() {
+	if len(r.body) > keptBody {
+		r.Flush()
+	}
+}
+
+var errClientGone = errors.New("the client has left")
+
+// gone tells whether a stream is not wanted any more.
+func (r *response) gone() bool { return r.started && r.worker.cancels && r.context.Err() != nil }
+
 // Flush sends what has been written, if the server takes responses in pieces.
-func (r *response) Flush() {
+func (r *response) Flush() { r.FlushError() }
+
+// FlushError is Flush for http.ResponseController.
+func (r *response) FlushError() error {
 	if !r.worker.streams || r.err != nil {
-		return
+		return r.err
+	}
+	if r.gone() {
+		return errClientGone
 	}
 	if !r.started {
 		head := r.head(responseStart)
 		r.started = true
 		if r.err = r.worker.send(head, nil); r.err != nil {
-			return
+			return r.err
+		}
+		if r.worker.cancels {
+			r.worker.behind.begin(r.worker, &r.context)
 		}
 	}
 	if len(r.body) > 0 {
 		r.err = r.worker.send(binary.AppendUvarint([]byte{responseChunk}, uint64(len(r.body))), r.body)
 		r.body = r.body[:0]
 	}
+	return r.err
+}
+
+// CloseNotify tells of a client that has left in the middle of a stream, as r.Context() does.
+func (r *response) CloseNotify() <-chan bool {
+	notice := make(chan bool, 1)
+	done := r.context.Done()
+	go func() {
+		<-done
+		notice <- true
+	}()
+	return notice
 }
 
 // finish sends all, or what a stream still lacks.
@@ -392,8 +566,8 @@ func (r *response) head(tag byte) []byte {
 	if _, typed := header["Content-Type"]; !typed && len(r.body) > 0 && header.Get("Content-Encoding") == "" {
 		header.Set("Content-Type", http.DetectContentType(r.body))
 	}
-	// The server counts for itself; only a HEAD's answer can say what a GET's would have.
-	if r.request.Method != http.MethodHead {
+	// The server counts for itself, but not what is still to come, or what a GET's answer would have been.
+	if r.request.Method != http.MethodHead && tag == httpResponse {
 		header.Del("Content-Length")
 	}
 	header.Del("Transfer-Encoding")
@@ -427,12 +601,21 @@ func appendStrings(to []byte, texts []string) []byte {
 // ---- Answering.
 
 func (w *worker) answer(payload []byte) error {
-	request, uri, err := decode(payload)
+	answer := &response{worker: w, header: http.Header{}}
+	request, uri, err := decode(&answer.context, payload)
 	if err != nil {
 		return err
 	}
-	answer := &response{worker: w, request: request, header: http.Header{}}
-	if w.handle(answer, request, uri) {
+	answer.request = request
+	defer answer.context.end()
+	done := w.handle(answer, request, uri)
+	if answer.started && w.cancels {
+		w.behind.end()
+	}
+	if answer.gone() {
+		return w.send([]byte{responseEnd}, nil)
+	}
+	if done {
 		return answer.finish()
 	}
 	if answer.err != nil {

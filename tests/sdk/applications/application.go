@@ -103,6 +103,14 @@ func stream(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+func endless(w http.ResponseWriter, r *http.Request) {
+	for r.Context().Err() == nil {
+		io.WriteString(w, "more\n")
+		w.(http.Flusher).Flush()
+	}
+	fmt.Println("closed")
+}
+
 func main() {
 	for path, handler := range map[string]http.HandlerFunc{
 		"/echo":         echo,
@@ -125,6 +133,7 @@ func main() {
 		"/spin":              spin,
 		"/leave":             func(w http.ResponseWriter, r *http.Request) { os.Exit(7) },
 		"/stream":            stream,
+		"/endless":           endless,
 		"/stream-nothing":    func(w http.ResponseWriter, r *http.Request) {},
 		"/stream-fail-first": fail,
 	} {
