@@ -67,6 +67,23 @@ def test_a_request_without_headers_query_or_body(serve: Any) -> None:
     assert (answer["Path"], answer["Query"], answer["Names"], body) == (["/"], [""], [], b"")
 
 
+def test_headers_that_come_again_are_those_of_their_request(serve: Any) -> None:
+    """They are recognised by their bytes; the body, behind them, may look like a part of them."""
+    worker = serve(ECHO)
+    for _ in range(2):
+        for headers in ({"A": "1"}, {"A": "1", "B": ""}, {"A": "1", "B": "\0"}, {}):
+            for body in (b"", b"\0", b"\1\0", b""):
+                _, answer, echoed = worker.ask("http://h/", "POST", headers, body)
+                assert (answer["Names"], answer["Values"]) == (list(headers), list(headers.values()))
+                assert echoed == body
+
+
+def test_headers_that_never_come_again(serve: Any) -> None:
+    worker = serve(ECHO)
+    for number in range(300):
+        assert worker.ask(headers={"X": str(number)})[1]["Values"] == [str(number)]
+
+
 @pytest.mark.parametrize("count", [127, 128, 300])
 def test_many_headers(serve: Any, count: int) -> None:
     headers = {f"X-{number}": str(number) for number in range(count)}

@@ -119,6 +119,22 @@ def test_a_script_name_is_taken_off_the_path(serve: Serve) -> None:
         assert (told["SCRIPT_NAME"], told["PATH_INFO"]) == (script_name, path_info)
 
 
+def test_what_an_application_does_to_an_environ_is_forgotten(serve: Serve) -> None:
+    worker = serve("""
+        import json
+        def app(environ, start_response):
+            told = [environ["PATH_INFO"], environ.get("HTTP_X"), environ["wsgi.url_scheme"], environ.get("y")]
+            environ.update({"PATH_INFO": "/mine", "wsgi.url_scheme": "mine", "y": "mine"})
+            environ.pop("HTTP_X", None)
+            start_response("200 OK", [])
+            return [json.dumps(told).encode()]
+    """)
+    for _ in range(3):
+        assert worker.ask("http://h/path", headers={"X": "1"})[2] == b'["/path", "1", "http", null]'
+    for number in range(600):  # more than are kept
+        assert worker.ask(f"http://h/{number}")[2] == f'["/{number}", null, "http", null]'.encode()
+
+
 ANSWERS = """
 import subprocess
 import sys
@@ -253,6 +269,82 @@ def test_pieces_are_sent_one_by_one_where_streams_are_offered(serve: Serve) -> N
     assert [worker.frame()[0] for _ in range(4)] == [3, 4, 4, 5]
     assert worker.ask("http://h/") == (204, {}, b"")
     assert worker.leave()[1].count("closed") == 1
+
+
+WHOLE = """
+class Answer:
+    def __init__(self, pieces):
+        self.pieces = pieces
+    def __iter__(self):
+        return iter(self.pieces)
+    def close(self):
+        print("closed", file=sys.stderr, flush=True)
+
+import sys
+def app(environ, start_response):
+    path = environ["PATH_INFO"]
+    pieces = [b"one ", b"two"]
+    start_response("200 OK", [("Content-Length", "7")] if "length" in path else [])
+    if path == "/length/short":
+        return (piece for piece in pieces)
+    if path.startswith("/length"):
+        return (piece for piece in [b"".join(pieces)])
+    return {"/list": pieces, "/tuple": tuple(pieces), "/answer": Answer(pieces), "/none": Answer([])}[path]
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "tags"),
+    [
+        ("/list", [0]),
+        ("/tuple", [0]),
+        ("/answer", [0]),  # Django's
+        ("/none", [0]),
+        ("/length", [0]),  # Flask's
+        ("/length/short", [3, 4, 4, 5]),
+    ],
+)
+def test_an_answer_that_is_all_there_is_sent_as_one(serve: Serve, path: str, tags: list[int]) -> None:
+    worker = serve(WHOLE, ALL)
+    worker.ready()
+    for _ in range(2):
+        worker.send(request(f"http://h{path}"))
+        sent = b""
+        for tag in tags:
+            found, payload = worker.frame()
+            assert found == tag
+            sent += payload.data[payload.at :]
+        if path != "/none" and tags == [0]:
+            assert sent.endswith(b"one two")
+    assert worker.leave()[1].count("closed") == (2 if path in ("/answer", "/none") else 0)
+
+
+def test_no_client_waits_for_what_an_application_does_behind_its_answers(
+    serve: Serve, tmp_path: Path
+) -> None:
+    """But for the first time: then it is not known yet."""
+    os.mkfifo(tmp_path / "go")
+    worker = serve(
+        f"""
+        import time
+        class Answer(list):
+            def close(self):
+                time.sleep(0.01)
+                open({str(tmp_path / "go")!r}).read()
+        def app(environ, start_response):
+            start_response("200 OK", [])
+            return Answer([b"here"])
+        """,
+        ALL,
+    )
+    worker.ready()
+    worker.send(request("http://h/"))
+    (tmp_path / "go").write_text("go")
+    assert worker.response() == (200, {}, b"here")
+    worker.send(request("http://h/"))
+    assert [worker.frame()[0] for _ in range(2)] == [3, 4]
+    (tmp_path / "go").write_text("go")
+    assert worker.frame()[0] == 5
 
 
 def request(uri: str) -> bytes:

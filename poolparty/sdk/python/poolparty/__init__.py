@@ -109,11 +109,12 @@ class Headers(Mapping):  # Mapping[str, str] does not exist at run time on 3.8
     joined by `, ` (Cookie: `; `), so that every name is there once.
     """
 
-    __slots__ = ("_fields", "_lower")
+    __slots__ = ("_adapted", "_fields", "_lower")
 
     def __init__(self, fields: Mapping[str, str] | None = None) -> None:
         self._fields: dict[str, str] = dict(fields) if fields else {}
         self._lower: dict[str, str] | None = None  # made by the first lookup that needs it
+        self._adapted: Any = None  # what an adapter (poolparty.wsgi) has made of them, for later requests
 
     def __getitem__(self, name: str) -> str:
         value = self._fields.get(name)
@@ -196,22 +197,44 @@ class Request:
         return getattr(self, name)
 
     def _decode_line(self) -> None:
+        # _uint() inlined, here and below: a call costs more than what it does, and most lengths are one byte.
         data, at = self._data, self._at
-        size, at = _uint(data, at)
-        self.remote_address = str(data[at : at + size], "utf-8")
-        size, at = _uint(data, at + size)
-        self.uri = str(data[at : at + size], "utf-8")
-        size, at = _uint(data, at + size)
-        self.method = str(data[at : at + size], "utf-8")
-        self._at = at + size
+        size = data[at]
+        at += 1
+        if size > 127:
+            size, at = _uint(data, at - 1)
+        stop = at + size
+        self.remote_address = str(data[at:stop], "utf-8")
+        size = data[stop]
+        at = stop + 1
+        if size > 127:
+            size, at = _uint(data, stop)
+        stop = at + size
+        self.uri = str(data[at:stop], "utf-8")
+        size = data[stop]
+        at = stop + 1
+        if size > 127:
+            size, at = _uint(data, stop)
+        stop = at + size
+        self.method = str(data[at:stop], "utf-8")
+        self._at = stop
 
     def _decode_rest(self) -> None:
         self.method  # noqa: B018 (for its effect: the fields before are decoded, _at stands at the headers)
-        data, at = self._data, self._at
+        data, at, end = self._data, self._at, self._end
+        # Clients repeat themselves: what was decoded before is recognised by its bytes. They are those of the
+        # whole rest of the frame, so that they are known only together with a body that is empty.
+        rest = b""
+        if not data[end - 1] and end - at <= MAX_KNOWN_SIZE:
+            rest = data[at:end]
+            known = _KNOWN.get(rest)
+            if known is not None:
+                self.headers = known
+                self.body = b""
+                return
         fields = {}
         count, at = _uint(data, at)
         for _ in range(count):
-            # _uint() inlined: most of a request's decoding is this loop, and most lengths are one byte.
             size = data[at]
             at += 1
             if size > 127:
@@ -228,9 +251,13 @@ class Request:
         self.headers = headers = Headers()
         headers._fields = fields
         size, at = _uint(data, at)
-        if at + size != self._end:
+        if at + size != end:
             raise _broken()
-        self.body = data[at : at + size]
+        self.body = data[at:end]
+        if rest and not size:
+            if len(_KNOWN) >= MAX_KNOWN:
+                _KNOWN.clear()
+            _KNOWN[rest] = headers
 
     def _split_uri(self) -> None:
         target, _, self.query = self.uri.partition("?")
@@ -520,6 +547,12 @@ def _uint(data: bytes, at: int) -> tuple[int, int]:
                 break
             shift += 7
     return number, at
+
+
+# The headers of requests without a body, by their bytes: at most 256 KiB of them.
+_KNOWN: dict[bytes, Headers] = {}
+MAX_KNOWN = 64
+MAX_KNOWN_SIZE = 4096
 
 
 def _broken() -> SystemExit:

@@ -11,8 +11,9 @@ from __future__ import annotations
 import os
 import sys
 from io import BytesIO
+from time import monotonic
 
-from . import Request, Response, serve
+from . import Headers, Request, Response, serve
 from .gateway import add_field, client_of, server_of
 from .loading import is_asynchronous, load
 
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FileWrapper", "environ_of", "main", "run", "wsgi_handler"]
 
-MAX_CACHED = 512  # names of headers; a client can send any
+MAX_CACHED = 512  # names of headers, uris; a client can send any
+MAX_URI_SIZE = 256  # of one that is kept
 BLOCK = 65536
 
 
@@ -54,18 +56,22 @@ def wsgi_handler(application: Application) -> Callable[[Request], Response]:
     base = _base_environ()
 
     def handler(request: Request) -> Response:
-        exchange = _Exchange()
-        environ = base.copy()
+        request.method  # noqa: B018 (for its effect: line and uri are decoded, by one call)
+        headers = request.headers
+        template = headers._adapted
+        if template is None:
+            template = headers._adapted = {**base, **_fields_environ(headers)}
+        environ = template.copy()
         _fill(environ, request)
-        result = application(environ, exchange.start_response)
-        return exchange.response(result)
+        exchange = _Exchange()
+        return exchange.response(application(environ, exchange.start_response))
 
     return handler
 
 
 def environ_of(request: Request) -> Environ:
     """A request as PEP 3333 has it."""
-    environ = _base_environ()
+    environ = {**_base_environ(), **_fields_environ(request.headers)}
     _fill(environ, request)
     return environ
 
@@ -107,35 +113,60 @@ def _base_environ() -> Environ:
     }
 
 
-def _fill(environ: Environ, request: Request) -> None:
-    body = request.body
-    path = request.path
-    environ["REQUEST_METHOD"] = request.method
-    environ["QUERY_STRING"] = request.query
-    environ["RAW_URI"] = environ["REQUEST_URI"] = f"{path}?{request.query}" if request.query else path
-    script_name = environ["SCRIPT_NAME"]
-    if script_name:
-        if path == script_name or path.startswith(script_name + "/"):
-            path = path[len(script_name) :]
-        else:
-            environ["SCRIPT_NAME"] = ""
-    environ["PATH_INFO"] = _decoded_path(path)
-    environ["wsgi.url_scheme"], environ["SERVER_NAME"], environ["SERVER_PORT"] = server_of(request.uri)
-    environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = client_of(request.remote_address)
-    if body:
-        environ["CONTENT_LENGTH"] = str(len(body))
-    for name, value in request.headers.items():
+def _fields_environ(headers: Headers) -> Environ:
+    """What stands in the header fields."""
+    environ: Environ = {}
+    for name, value in headers.items():
         key = _keys.get(name)
         if key is None:
             key = _key_of(name)
             if len(_keys) >= MAX_CACHED:
                 _keys.clear()
             _keys[name] = key
-        if not value.isascii():
-            value = _native(value)
         if key:
-            environ[key] = value
+            environ[key] = value if value.isascii() else _native(value)
+    return environ
+
+
+def _fill(environ: Environ, request: Request) -> None:
+    """Add what is this request's own to what it has in common with others."""
+    body = request.body
+    uri = request.uri
+    known = _uris.get(uri)
+    if known is None:
+        known = _uri_environ(request, environ["SCRIPT_NAME"])
+        if len(_uris) >= MAX_CACHED:
+            _uris.clear()
+        if len(uri) <= MAX_URI_SIZE:
+            _uris[uri] = known
+    environ.update(known)
+    environ["REQUEST_METHOD"] = request.method
+    environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = client_of(request.remote_address)
+    if body:
+        environ["CONTENT_LENGTH"] = str(len(body))
     environ["wsgi.input"] = BytesIO(body)
+
+
+def _uri_environ(request: Request, script_name: str) -> Environ:
+    """What the uri says."""
+    path = request.path
+    raw = f"{path}?{request.query}" if request.query else path
+    if script_name:
+        if path == script_name or path.startswith(script_name + "/"):
+            path = path[len(script_name) :]
+        else:
+            script_name = ""
+    scheme, host, port = server_of(request.uri)
+    return {
+        "QUERY_STRING": request.query,
+        "RAW_URI": raw,
+        "REQUEST_URI": raw,
+        "SCRIPT_NAME": script_name,
+        "PATH_INFO": _decoded_path(path),
+        "wsgi.url_scheme": scheme,
+        "SERVER_NAME": host,
+        "SERVER_PORT": port,
+    }
 
 
 def _key_of(name: str) -> str:
@@ -160,6 +191,7 @@ def _decoded_path(path: str) -> str:
 
 
 _keys: dict[str, str] = {}
+_uris: dict[str, Environ] = {}
 
 # ---- The response.
 
@@ -201,13 +233,57 @@ class _Exchange:
         try:
             while not self.status:
                 first.append(next(pieces))
+            fields = _fields(self.headers)
+            at_hand = not _Lingering.left and (
+                type(pieces) in AT_HAND or _is_whole(first, pieces, fields.get("Content-Length"))
+            )
         except StopIteration:
             _close(result)
             raise AssertionError("the application has not called start_response()") from None
         except BaseException:
             _close(result)
             raise
-        return Response(self.status, _fields(self.headers), _Body(first, pieces, result))
+        if at_hand:
+            return Response(self.status, fields, _ended(first, pieces, result))
+        _Lingering.left = max(0, _Lingering.left - 1)
+        return Response(self.status, fields, _Body(first, pieces, result))
+
+
+AT_HAND: tuple[type, ...] = (type(iter([])), type(iter(())))
+"""Iterators that never wait for their next piece: Django's answers have one, where they are not streams."""
+
+
+def _is_whole(first: list[bytes], pieces: Iterator[bytes], length: object) -> bool:
+    """Whether all of the body, whose length is declared, is in `first`; waits for a first piece."""
+    if length is None:
+        return False
+    if not first:
+        first.append(next(pieces, b""))
+    return sum(map(len, first)) == int(length) if type(length) is str and length.isdigit() else False
+
+
+class _Lingering:
+    """Whether the application has gone on working behind its last piece lately, in close() say (Flask's
+    call_on_close). A client should not wait for that: its answer is then sent in pieces, and the end behind
+    them. Otherwise all is sent at once when the application has ended, as one frame, which costs less."""
+
+    left = 0  # answers that are still sent in pieces
+
+
+QUICK = 0.002  # seconds
+LINGERING = 1000  # answers in pieces after one that was not quick
+
+
+def _ended(first: list[bytes], pieces: Iterator[bytes], result: Iterable[bytes]) -> bytes:
+    """The whole body, when the application is through with it."""
+    began = monotonic()
+    try:
+        body = b"".join((*first, *pieces))
+    finally:
+        _close(result)
+    if monotonic() - began > QUICK:
+        _Lingering.left = LINGERING
+    return body
 
 
 class _Body:
@@ -240,7 +316,11 @@ def _fields(headers: list[tuple[str, str]]) -> dict[str, str | list[str]]:
     for name, value in headers:
         if not value.isascii():
             value = _text(value)
-        add_field(fields, name, value.strip(" \t"))  # Django's cookies begin with a space
+        value = value.strip(" \t")  # Django's cookies begin with a space
+        if name in fields:
+            add_field(fields, name, value)
+        else:
+            fields[name] = value
     return fields
 
 
