@@ -195,6 +195,27 @@ def boots_when_gone(path: Path) -> dict[str, str]:
     return {"POOLPARTY_TEST_BOOT": f"while os.path.exists({str(path)!r}): time.sleep(0.01)"}
 
 
+def test_the_program_learns_whose_request_it_is_whatever_the_client_says(
+    balancer: Balancer, start: Start
+) -> None:
+    start("one")
+    balancer.wait_up("one")
+    lies = {
+        "X-Forwarded-For": "192.0.2.1",
+        "X-Forwarded-Proto": "https",
+        "X-Forwarded-Protocol": "ssl",
+        "X-Forwarded-Ssl": "on",
+        "X-Request-Id": "mine",
+        "Forwarded": "for=192.0.2.1",
+    }
+    with Client(balancer.address, source="127.0.0.7") as client:  # an address that nobody trusts
+        found = client.ask("GET", "/echo", None, lies).json
+    assert (found["remote_address"], found["uri"]) == ("127.0.0.7:0", "http://test.example/echo")
+    assert found["headers"]["x-forwarded-for"] == "127.0.0.7"
+    assert not {"x-forwarded-protocol", "x-forwarded-ssl", "forwarded"} & set(found["headers"])
+    assert re.fullmatch("[0-9a-f-]{36}", found["headers"]["x-request-id"])
+
+
 def test_one_is_killed_one_restarts_and_one_is_added_without_a_failed_get(
     balancer: Balancer, start: Start
 ) -> None:

@@ -46,10 +46,13 @@ class Answer:
 class Client:
     """One connection. Reading past what the server owes, or less of it, is an AssertionError."""
 
-    def __init__(self, address: Address, patience: float = PATIENCE) -> None:
+    def __init__(self, address: Address, patience: float = PATIENCE, source: str | None = None) -> None:
+        """source: the address to connect from, of this machine."""
         self.socket = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET)
         self.socket.settimeout(patience)
         try:
+            if source is not None:
+                self.socket.bind((source, 0))
             self.socket.connect(address)
         except BaseException:
             self.socket.close()
