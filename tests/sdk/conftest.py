@@ -65,7 +65,7 @@ LANGUAGES = [
         for program in ("lua5.1", "lua5.2", "lua5.3", "lua5.4")
     ),
     Language("Lua", ("luajit",), "lua", "lua", label="luajit"),
-    Language("JavaScript", ("node", "nodejs"), "js", "node"),
+    Language("JavaScript", ("node", "nodejs"), "js", "node", STREAM | CANCEL),
     Language(
         "Tcl",
         ("tclsh", "tclsh8.6"),

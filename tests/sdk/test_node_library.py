@@ -114,6 +114,68 @@ def test_a_file_is_a_body(serve: Any, frame_of: Any, tmp_path: Path) -> None:
     assert body == b"0123456789" * 20_000
 
 
+CANCELS = {"POOLPARTY_FEATURES": "ready,stream,stream-cancel"}
+
+
+@pytest.mark.parametrize(
+    ("waits_for", "printed"),
+    [
+        ('once(request.signal, "abort")', b"closed true\n"),
+        ("new Promise((resolve) => setTimeout(resolve, 50))", b"closed true\n"),
+        ("new Promise(() => {})", None),
+    ],
+)
+def test_a_body_that_waits_is_ended_when_its_client_has_left(
+    serve: Any, frame_of: Any, waits_for: str, printed: bytes | None
+) -> None:
+    worker = serve(
+        """
+        const { once } = require("events");
+        async function* events(request) {
+          try {
+            yield "data";
+            await %s;
+          } finally {
+            console.log("closed", request.signal.aborted);
+          }
+        }
+        poolparty.serve((request) => (request.query ? "text" : { body: events(request) }));
+        """
+        % waits_for,
+        CANCELS,
+    )
+    worker.ready()
+    for _ in range(2):
+        worker.send(frame_of("http://h/"))
+        assert worker.pieces(1) == [b"data"]
+        worker.cancel_stream()
+        assert worker.ask("http://h/?text")[2] == b"text"
+        if printed is not None:
+            assert worker.line_of_stdout() == printed
+    assert worker.leave() == (0, "")
+
+
+def test_a_stream_of_nodes_is_destroyed_when_its_client_has_left(serve: Any, frame_of: Any) -> None:
+    worker = serve(
+        """
+        const { Readable } = require("stream");
+        poolparty.serve(() => {
+          const body = new Readable({ read() {} });
+          body.push("data");
+          body.on("close", () => console.log("closed"));
+          return { body };
+        });
+        """,
+        CANCELS,
+    )
+    worker.ready()
+    worker.send(frame_of("http://h/"))
+    assert worker.pieces(1) == [b"data"]
+    worker.cancel_stream()
+    assert worker.line_of_stdout() == b"closed\n"
+    assert worker.leave() == (0, "")
+
+
 def test_headers_and_query_as_objects(serve: Any) -> None:
     worker = serve("""
         poolparty.serve((request) => {
@@ -230,6 +292,34 @@ def test_what_a_listener_writes_over_time_is_a_stream_where_that_is_offered(
     assert tags == [3, 4, 4, 4, 5]
     assert bodies == [b"one\n", b"two\n", b"three\n"]
     assert worker.ask("http://h/at-once")[2] == b"one\ntwo\n"
+
+
+def test_a_listener_learns_that_its_client_has_left(serve: Any, frame_of: Any) -> None:
+    worker = serve(
+        """
+        const listener = (req, res) => {
+          res.setHeader("Content-Length", 1000000);
+          res.write("data");
+          const timer = setInterval(() => res.write("data"), 5);
+          req.on("close", () => console.log("req", res.writableEnded));
+          res.on("close", () => {
+            clearInterval(timer);
+            console.log("res", res.writableEnded);
+          });
+        };
+        poolparty.serve(poolparty.http(listener));
+        """,
+        CANCELS,
+    )
+    worker.ready()
+    for _ in range(2):
+        worker.send(frame_of("http://h/"))
+        tag, payload = worker.frame()
+        assert (tag, b"Content-Length" in payload.data) == (3, True)
+        assert worker.pieces(2) == [b"data"] * 2
+        worker.cancel_stream()
+        assert {worker.line_of_stdout(), worker.line_of_stdout()} == {b"req false\n", b"res false\n"}
+    assert worker.leave() == (0, "")
 
 
 @pytest.mark.parametrize("path", ["destroyed", "rejects", "unknown"])

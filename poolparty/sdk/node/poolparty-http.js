@@ -55,6 +55,10 @@ class Connection extends Duplex {
 
   beginStream() {
     this.stream = new PassThrough();
+    // Destroyed when the client has left; res and req then say so, as they do on a connection of http.Server's.
+    this.stream.on("close", () => {
+      if (!this.writableEnded) this.destroy();
+    });
     for (const chunk of this.chunks) this.stream.write(chunk);
     return this.stream;
   }
@@ -72,17 +76,19 @@ class Connection extends Duplex {
   }
 }
 
-// What concerns the connection, which is the server's. A Content-Length is only of use to a HEAD's answer.
+// What concerns the connection, which is the server's. A Content-Length is only of use to a HEAD's answer, and to one
+// whose body is still to come.
 const OF_THE_CONNECTION = new Set(["connection", "keep-alive", "transfer-encoding", "date"]);
 
 function answerOf(connection, method, body) {
   const [statusLine, ...lines] = connection.headers;
   const headers = [];
+  const counted = method !== "HEAD" && Buffer.isBuffer(body);
   for (const line of lines) {
     const colon = line.indexOf(": ");
     const name = line.slice(0, colon);
     const lower = name.toLowerCase();
-    if (OF_THE_CONNECTION.has(lower) || (lower === "content-length" && method !== "HEAD")) continue;
+    if (OF_THE_CONNECTION.has(lower) || (lower === "content-length" && counted)) continue;
     headers.push([name, line.slice(colon + 2)]);
   }
   return { status: Number(statusLine.split(" ")[1]), headers, body };
@@ -122,7 +128,10 @@ const handlerOf = (listener) => (request) => {
       if (!res.writableEnded) res.emit("drain");
     });
     connection.on("error", reject);
-    connection.on("close", () => reject(new Error("the connection was destroyed before an answer")));
+    connection.on("close", () => {
+      reject(new Error("the connection was destroyed before an answer"));
+      req.destroy();
+    });
     res.on("finish", () => {
       res.detachSocket(connection);
       connection.end();

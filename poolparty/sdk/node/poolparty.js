@@ -16,6 +16,7 @@ const VERSION = "0.1.0";
 
 const HTTP_REQUEST = 0;
 const HEALTH_CHECK_REQUEST = 1;
+const STREAM_CANCEL = 3;
 const HTTP_RESPONSE = 0;
 const READY = 1;
 const HEALTH_REPLY = 2;
@@ -71,11 +72,13 @@ class Headers extends Map {
  * headers        Headers; of a field that was sent several times the values are joined by ", "
  * body           a Buffer
  * remoteAddress  "host:port" ("[::1]:4711" for IPv6)
+ * signal         an AbortSignal: aborted when the client is found to have left while its response is streamed
  */
 class Request {
   #headers;
   #payload;
   #fields; // where the headers' strings begin and end, in turn
+  #controller; // of the signal, once it was asked for
 
   constructor({
     method = "GET",
@@ -124,6 +127,16 @@ class Request {
       }
     }
     return this.#headers;
+  }
+
+  get signal() {
+    this.#controller ??= new AbortController();
+    return this.#controller.signal;
+  }
+
+  static abort(request) {
+    request.#controller ??= new AbortController();
+    request.#controller.abort();
   }
 
   get searchParams() {
@@ -331,15 +344,28 @@ class Frames {
   #chunks = [];
   #have = 0;
   #need = 4; // before it is worth looking again
+  #looked = 0; // for a cancel: where the next frame begins
 
   push(chunk) {
     this.#chunks.push(chunk);
     this.#have += chunk.length;
   }
 
+  /** Whether a StreamCancel stands in what is here. */
+  cancelled() {
+    if (this.#chunks.length > 1) this.#chunks = [Buffer.concat(this.#chunks)];
+    const [data] = this.#chunks;
+    while (this.#have >= this.#looked + 5) {
+      if (data[this.#looked + 4] === STREAM_CANCEL) return true;
+      this.#looked += 4 + data.readUInt32LE(this.#looked);
+    }
+    return false;
+  }
+
   /** The next frame's payload; undefined until it is there. */
   next() {
     if (this.#have < this.#need) return undefined;
+    this.#looked = 0;
     let data = this.#chunks.length > 1 ? Buffer.concat(this.#chunks) : this.#chunks[0];
     const size = data.readUInt32LE(0);
     let payload;
@@ -360,6 +386,9 @@ function report(what, error) {
   console.error(`poolparty: ${what}\n${error instanceof Error ? error.stack : shown(error)}`);
 }
 
+/** A turn of the event loop, in which what has come is read. */
+const turn = () => new Promise(setImmediate);
+
 const isThenable = (value) => value !== null && typeof value === "object" && typeof value.then === "function";
 
 /**
@@ -367,7 +396,8 @@ const isThenable = (value) => value !== null && typeof value === "object" && typ
  *
  * The handler returns, or promises, a string (200, text/plain), a Uint8Array or Buffer (200,
  * application/octet-stream), or an object with any of status, headers and body; a fetch Response is one. What it
- * throws is written to stderr and answered `500 internal server error`; the process lives on.
+ * throws is written to stderr and answered `500 internal server error`; the process lives on. A body in pieces is not
+ * asked for more when its client has left: its iterator is closed, and what can be is destroyed.
  *
  * healthCheck() is called now and then while no request runs. If it throws, or its promise is broken, this process
  * is unwell and will be replaced.
@@ -380,9 +410,11 @@ function serve(handler, healthCheck = undefined) {
   const saysReady = offered.includes("ready");
   const replies = saysReady && offered.includes("health-reply");
   const streams = saysReady && offered.includes("stream");
+  const cancels = streams && offered.includes("stream-cancel");
+  let cancel; // to be called when the client of the stream that runs has left
 
   /** A promise only where there is something to wait for: it would cost every request a turn of the event loop. */
-  function respond(answer) {
+  function respond(request, answer) {
     if (typeof answer === "string") return writeWhole(TEXT, Buffer.from(answer));
     if (answer instanceof Uint8Array) return writeWhole(OCTETS, answer);
     if (answer === null || typeof answer !== "object") {
@@ -392,39 +424,75 @@ function serve(handler, healthCheck = undefined) {
     const bytes = bytesOf(body);
     if (bytes !== undefined) return writeWhole(encodeHead(HTTP_RESPONSE, status, headers), bytes);
     if (typeof body[Symbol.asyncIterator] === "function" || typeof body[Symbol.iterator] === "function") {
-      return streams ? stream(status, headers, body) : collect(status, headers, body);
+      return streams ? stream(request, status, headers, body) : collect(status, headers, body);
     }
     throw new TypeError(`a response's body is a string, a Buffer or an iterable of them, not ${shown(body)}`);
   }
 
-  async function* chunksOf(body) {
-    for await (const chunk of body) {
-      const bytes = bytesOf(chunk);
-      if (bytes === undefined) throw new TypeError(`a body's chunks are strings or Buffers, not ${shown(chunk)}`);
-      if (bytes.length) yield bytes;
-    }
+  function bytesOfChunk(chunk) {
+    const bytes = bytesOf(chunk);
+    if (bytes === undefined) throw new TypeError(`a body's chunks are strings or Buffers, not ${shown(chunk)}`);
+    return bytes;
   }
 
   async function collect(status, headers, body) {
     const chunks = [];
-    for await (const bytes of chunksOf(body)) chunks.push(bytes);
+    for await (const chunk of body) chunks.push(bytesOfChunk(chunk));
     writeWhole(encodeHead(HTTP_RESPONSE, status, headers), Buffer.concat(chunks));
   }
 
-  async function stream(status, headers, body) {
+  async function stream(request, status, headers, body) {
     const start = framed(encodeHead(RESPONSE_START, status, headers));
+    const iterator = body[Symbol.asyncIterator] ? body[Symbol.asyncIterator]() : body[Symbol.iterator]();
     let started = false;
+    let cancelled = false;
+    let wake; // while the next chunk is waited for
+    // What `for await` does; but a client that leaves is noticed while the next chunk is waited for, too.
+    const next = () =>
+      new Promise((resolve, reject) => {
+        wake = resolve;
+        Promise.resolve(iterator.next()).then(resolve, reject);
+      });
+    const close = async () => {
+      try {
+        await iterator.return?.();
+      } catch (error) {
+        report("closing the body of a response failed", error);
+      }
+    };
+    const left = () => {
+      cancelled = true;
+      if (typeof body.destroy === "function") body.destroy();
+      Request.abort(request);
+      wake?.();
+    };
     try {
-      for await (const bytes of chunksOf(body)) {
+      while (!cancelled) {
+        const step = await next();
+        if (cancelled || step.done) break;
+        wake = undefined;
+        const bytes = bytesOfChunk(await step.value);
+        if (bytes.length === 0) continue;
         // The first chunk comes before the head: what fails until then can still be answered 500.
         if (!started) write([start]);
         started = true;
         writeWhole(Buffer.from([RESPONSE_CHUNK]), bytes);
+        if (cancels) {
+          cancel = left;
+          await turn();
+        }
+      }
+      if (cancelled) {
+        const closed = close();
+        if (wake === undefined) await closed; // otherwise it waits for something, and is closed when that has come
       }
     } catch (error) {
+      if (!started) await close();
       if (!started || error instanceof ServerGone) throw error;
       report("a response failed after it had begun", error);
       process.exit(1); // half of an answer must not pass for a whole one
+    } finally {
+      cancel = undefined;
     }
     if (started) write([framed(Buffer.from([RESPONSE_END]))]);
     else writeWhole(encodeHead(HTTP_RESPONSE, status, headers), Buffer.alloc(0));
@@ -439,7 +507,7 @@ function serve(handler, healthCheck = undefined) {
   function answer(request) {
     try {
       const made = handler(request);
-      const done = isThenable(made) ? made.then(respond) : respond(made);
+      const done = isThenable(made) ? made.then((answer) => respond(request, answer)) : respond(request, made);
       if (isThenable(done)) return done.then(undefined, (error) => failed(request, error));
     } catch (error) {
       failed(request, error);
@@ -466,6 +534,7 @@ function serve(handler, healthCheck = undefined) {
     const tag = payload[0];
     if (tag === HTTP_REQUEST) return answer(Request.decode(payload));
     if (tag === HEALTH_CHECK_REQUEST && payload.length === 1) return checkHealth();
+    if (tag === STREAM_CANCEL && payload.length === 1) return undefined; // of a stream that has ended meanwhile
     throw new BrokenFrame(
       tag === undefined ? "an empty frame" : `a request of a kind this library does not know (${tag})`,
     );
@@ -516,14 +585,16 @@ function serve(handler, healthCheck = undefined) {
     source.on("data", (chunk) => {
       frames.push(chunk);
       if (!busy) run();
+      else if (cancel !== undefined && frames.cancelled()) cancel();
     });
     source.on("end", () => {
       if (!busy) end();
+      else cancel?.();
     });
     source.on("error", end);
     try {
       if (saysReady) {
-        const features = [...(replies ? ["health-reply"] : []), ...(streams ? ["stream"] : [])];
+        const features = ["health-reply", "stream", "stream-cancel"].filter((_, n) => [replies, streams, cancels][n]);
         write([framed(Buffer.from([READY, features.length]), ...features.map(sized))]);
       }
     } catch (error) {

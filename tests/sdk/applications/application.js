@@ -14,6 +14,14 @@ function* pieces(request) {
   if (request.query === "fail") throw new Error("this one fails");
 }
 
+function* more() {
+  try {
+    for (;;) yield "more\n";
+  } finally {
+    console.log("closed");
+  }
+}
+
 const numbers = (count) => Array.from({ length: count }, (_, number) => number);
 
 const routes = {
@@ -46,6 +54,7 @@ const routes = {
   "/program": () => execSync("cat | wc -c; test -e /proc/self/fd/3 && echo 3 is open || true", { stdio: ["inherit", "pipe", "inherit"] }),
   "/leave": () => process.exit(7),
   "/stream": (request) => ({ headers: { "Content-Type": "text/plain" }, body: pieces(request) }),
+  "/endless": () => ({ body: more() }),
   "/stream-nothing": () => ({ body: [] }),
   "/stream-fail-first": () => ({
     // eslint-disable-next-line require-yield
