@@ -117,6 +117,7 @@ class Child:
     features: Feature | None = None  # None: it has not said Ready
     reader: FrameReader = field(default_factory=lambda: FrameReader(MAX_HANDSHAKE))
     replied: bool = False  # to the last health check
+    rss: int = 0  # its resident memory in bytes where a limit of it is watched
     drain: bool = False  # somebody has asked for it to be replaced
 
     def move(self, event: Event) -> None:
@@ -340,6 +341,9 @@ def exit_words(status: int) -> dict[str, object]:
 EXPECTED = RECYCLED | {Cause.RESTART, Cause.REMOVED, Cause.UNUSED, Cause.STOP}
 """Causes that are no fault of anyone's."""
 
+NOTABLE = frozenset({Cause.MEMORY_LIMIT, Cause.DRAINED})
+"""Of these, what whoever looks for the reason of a restart wants to know all the same."""
+
 
 def died_by_itself(child: Child, status: int) -> bool:
     """Whether nobody told it to leave, or it was leaving anyway when it was told since its pipe had
@@ -364,6 +368,8 @@ def obituary(child: Child, status: int, now: float, served: int, tail: list[str]
         assert child.cause is not None
         message = "worker ended"
         values["cause"] = child.cause.value
+        if child.cause in (Cause.MEMORY_LIMIT, Cause.MEMORY_KILL):
+            values["rss"] = f"{child.rss / 2**20:.1f}M"
         if child.complaint:
             values["complaint"] = child.complaint
         if child.killed and child.cause in EXPECTED:

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 
 from poolparty.arbiter import children, sampling, slowlog
 from poolparty.arbiter.admin import AdminServer
-from poolparty.arbiter.children import EXPECTED, Child, Recipe
+from poolparty.arbiter.children import EXPECTED, NOTABLE, Child, Recipe
 from poolparty.arbiter.control import ControlServer
 from poolparty.arbiter.relay import Relay
 from poolparty.arbiter.seats import RETRY, Lending, Seat, earlier
@@ -506,6 +506,8 @@ class PoolThread:
             started = times[base + ChildWord.STARTED]
             answered = words[base + ChildWord.ANSWERED]  # before SENT: see Scoreboard.child_is_idle
             ready_at = child.ready_at or child.spawned_at
+            if child.pid in usage:
+                child.rss = usage[child.pid].rss
             views.append(
                 ChildView(
                     id=child.id,
@@ -519,7 +521,7 @@ class PoolThread:
                     spawned=child.spawned_at,
                     requests=answered,
                     max_requests=words[base + ChildWord.MAX_REQUESTS],
-                    rss=usage[child.pid].rss if child.pid in usage else 0,
+                    rss=child.rss,
                     drain=child.drain,
                 )
             )
@@ -766,9 +768,10 @@ class PoolThread:
             level = logging.ERROR if child.ready_at is None else logging.WARNING
         obituary = children.obituary(child, status, now, served, tail)
         self.log.log(level, "%s", obituary)
+        if child.cause in NOTABLE:
+            self._tell("replaced", obituary, child.pid)
         if child.cause not in EXPECTED:
             self._tell("death" if by_itself else "end", obituary, child.pid)
-        if child.cause not in EXPECTED:
             words = children.exit_words(status)
             self._boot_failed(child, child.complaint or ", ".join(f"{key}={words[key]}" for key in words))
 

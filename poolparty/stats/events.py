@@ -12,7 +12,8 @@ KEPT = 100
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """at: seconds since the epoch. kind: `death`, `end` (of a child that was told to), `restart`, `failure`.
+    """at: seconds since the epoch. kind: `death`, `end` (of a child that was told to), `replaced` (likewise,
+    with a new one ready in its place), `restart`, `failure`.
 
     text: the sentence a person reads. pid: of the child it is about, if of one.
     """

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shlex
+import statistics
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
@@ -128,7 +129,7 @@ def snapshot(pool: Pool, sampler: sampling.Sampler = sampling.processes) -> Snap
             }
         )
 
-    children = []
+    children: list[dict[str, Any]] = []
     counts = dict.fromkeys(("workers", "idle", "busy", "booting", "ending"), 0)
     for child in pool.children.values():
         if child.state is State.GONE:
@@ -152,6 +153,9 @@ def snapshot(pool: Pool, sampler: sampling.Sampler = sampling.processes) -> Snap
                 **used(child.pid),
             }
         )
+
+    for shown in children:
+        shown["outgrown"] = outgrown(shown, children)
 
     totals = pool.scoreboard.totals()
     return {
@@ -197,6 +201,24 @@ def snapshot(pool: Pool, sampler: sampling.Sampler = sampling.processes) -> Snap
 
 USAGE = ("rss", "cpu_percent", "cpu_seconds", "fds")
 """What is told of each process: fields of sampling.Usage."""
+
+
+MEMORY_RATIO = 1.5
+MEMORY_MARGIN = 10 * 2**20
+"""A child's memory stands out from so many times the others' median on, and so many bytes more."""
+
+
+def outgrown(child: Mapping[str, Any], children: Iterable[Mapping[str, Any]]) -> float | None:
+    """How many times the memory of the others (their median; of those that have booted) a child has, where
+    that stands out; None: it does not."""
+    others = [
+        each["rss"] for each in children if each is not child and each["rss"] and each["state"] != "booting"
+    ]
+    if not others or child["rss"] is None:
+        return None
+    median = statistics.median_low(others)
+    stands_out = child["rss"] >= max(MEMORY_RATIO * median, median + MEMORY_MARGIN)
+    return round(child["rss"] / median, 1) if stands_out else None
 
 
 def running(board: Scoreboard, slot: int, now: float) -> dict[str, Any] | None:

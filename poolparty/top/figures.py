@@ -192,11 +192,36 @@ def headlines(before: Sample | None, now: Sample) -> list[str]:
         f"requests: {_rate(shown.requests)}   errors: {_rate(shown.errors)}   "
         f"service: {_pair(shown.service)}   wait: {_pair(shown.wait)}",
     ]
+    lines += notable(snapshot)
     if pool["restarting"]:
         lines.append("the workers are being restarted")
     if pool["restart_error"]:
         lines.append(f"the last restart failed: {pool['restart_error']}")
     return [printable(line) for line in lines]
+
+
+LONG = 1.0
+"""Seconds from which on the request that has run longest is told of at the top."""
+
+
+def notable(snapshot: Snapshot) -> list[str]:
+    """What stands out among the children: the request that has run longest, the one that has outgrown the
+    others."""
+    lines = []
+    children = _children(snapshot)
+    busy = [child for child in children if child["runs"] and child["runs"]["seconds"] >= LONG]
+    if busy:
+        longest = max(busy, key=lambda child: child["runs"]["seconds"])
+        seconds, what = _running(longest["runs"])
+        lines.append(f"longest: worker {longest['pid']} has run {what or 'a request'} for {brief(seconds)}")
+    large = [child for child in children if child["outgrown"]]
+    if large:
+        largest = max(large, key=lambda child: child["rss"])
+        size = largest["rss"] / 2**20
+        lines.append(
+            f"memory: worker {largest['pid']} has {size:.1f}M, {largest['outgrown']} times the others'"
+        )
+    return lines
 
 
 def events(snapshot: Snapshot, count: int) -> list[str]:

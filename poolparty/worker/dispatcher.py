@@ -226,16 +226,29 @@ class Dispatcher:
         connection = request.connection if request is not None else None
         if request is not None and connection is not None:
             if lease.begun:
+                self._tell_lost(lease, request, "its answer was cut off")
                 connection.cut_response(request)
             elif untouched:
                 self.put_back(request)
             elif request.retryable and not request.retried:
+                self._tell_lost(lease, request, "it is tried once more")
                 request.retried = True
                 self.words[self._retried] += 1
                 self.put_back(request)
             else:
+                self._tell_lost(lease, request, "it was answered 502")
                 connection.fail(request, 502)
         self._serve_idle()
+
+    def _tell_lost(self, lease: Lease, request: Request, outcome: str) -> None:
+        """Which request a child had that broke: the obituary, which is the arbiter's, does not know."""
+        self.server.log.warning(
+            'msg="request lost its worker" worker-pid=%d method=%s target="%s" outcome="%s"',
+            lease.pid,
+            quoted(request.method),
+            quoted(request.target),
+            outcome,
+        )
 
     def _take_off(self, lease: Lease, reason: Reason) -> Request | None:
         """Give a child back that is at fault. Returns what it ran; what was written behind that goes back to

@@ -267,6 +267,28 @@ def test_the_real_process_table_is_asked_when_nothing_else_is_given() -> None:
     assert shown["cpu_percent"] >= 0
 
 
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ((100,), [None]),
+        ((100, 100), [None, None]),
+        ((100, 150), [None, 1.5]),
+        ((100, 149), [None, None]),
+        ((10, 19, 10), [None, None, None]),  # 90 % more, and that is 9 MiB
+        ((10, 20, 10), [None, 2.0, None]),
+        ((100, 100, 520, 400), [None, None, 5.2, 4.0]),
+        ((None, 100, 300), [None, None, 3.0]),
+    ],
+)
+def test_a_child_stands_out_that_has_outgrown_the_others(
+    sizes: tuple[int | None, ...], expected: list[float | None]
+) -> None:
+    children = [{"rss": size and size * 2**20, "state": "idle"} for size in sizes]
+    assert [report.outgrown(child, children) for child in children] == expected
+    booting = {"rss": 2**20, "state": "booting"}
+    assert [report.outgrown(child, [*children, booting]) for child in children] == expected
+
+
 # What a child runs.
 
 

@@ -34,6 +34,7 @@ def child(pid: int, requests: int = 0, runs: dict[str, Any] | None = None, **val
         "cpu_percent": 1.0,
         "cpu_seconds": 3.0,
         "fds": 4,
+        "outgrown": None,
         **values,
     }
 
@@ -201,6 +202,23 @@ def test_the_headlines_say_what_is_wrong() -> None:
     ]
 
 
+def test_the_request_that_runs_longest_and_the_child_that_has_outgrown_the_others_are_told_first() -> None:
+    def runs(seconds: float) -> dict[str, Any]:
+        return {"seconds": seconds, "method": "GET", "target": f"/{seconds:.0f}", "request_id": "abc"}
+
+    quick = snapshot(child(1, runs=runs(0.9)), child(2))
+    assert len(headlines(None, Sample(5.0, quick))) == 3
+    slow = snapshot(
+        child(1, runs=runs(2.0)), child(2, runs=runs(75.0)), child(3, rss=90 * 2**20, outgrown=4.5), child(4)
+    )
+    assert headlines(None, Sample(5.0, slow))[3:] == [
+        "longest: worker 2 has run GET /75 (abc) for 75.0s",
+        "memory: worker 3 has 90.0M, 4.5 times the others'",
+    ]
+    nameless = snapshot(child(1, runs={"seconds": 2.0}))
+    assert headlines(None, Sample(5.0, nameless))[3:] == ["longest: worker 1 has run a request for 2.0s"]
+
+
 def test_the_last_events_come_in_their_order() -> None:
     happened = [
         {"at": 1.0 + number, "kind": "death", "text": f"number {number}\x07", "pid": 1} for number in range(9)
@@ -223,7 +241,7 @@ def test_nothing_that_a_client_sent_steers_the_terminal_or_is_taken_for_markup()
     )
     shown = plain(None, Sample(1.0, copy.deepcopy(whole)), View())
     assert all(char == "\n" or char.isprintable() for char in shown)
-    assert shown.count(r"/\x1b]0;mine\x07\x9b2J\r\n\u202egnp\x7f[bold red]é") == 5
+    assert shown.count(r"/\x1b]0;mine\x07\x9b2J\r\n\u202egnp\x7f[bold red]é") == 6
     assert printable("\udcff") == r"\udcff"
 
 

@@ -1,0 +1,174 @@
+"""What somebody finds who looks for the first time, in three situations: one route is slow, one child leaks
+memory, children were restarted. Each time `poolparty-ctl top --once` tells, the status page's data, and one
+line of the log."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from client import Client
+from server import Server, program, wait_until
+
+Serve = Callable[..., Server]
+
+SHOP = """
+import os, time
+import poolparty
+
+kept = []
+
+def report(query):
+    while os.path.exists(query):
+        time.sleep(0.01)
+    return "done"
+
+def handler(request):
+    if request.path == "/report":
+        return report(request.query.partition("&")[0])
+    if request.path == "/leak":
+        kept.append(b"x" * (int(request.query) << 20))
+    if request.path == "/crash":
+        os._exit(7)
+    return str(os.getpid())
+
+poolparty.serve(handler)
+"""
+"""A shop: /report?FILE waits as long as the file is there, /leak?MIB keeps so much memory, /crash ends it."""
+
+
+@pytest.fixture
+def shop(serve: Serve, tmp_path: Path) -> Callable[..., Server]:
+    (tmp_path / "shop.py").write_text(SHOP)
+
+    def start(*options: str, **how: Any) -> Server:
+        command = [sys.executable, str(tmp_path / "shop.py")]
+        options = ("--min-pool-size", "3", "--max-pool-size", "3", "--admin-address", "127.0.0.1:0", *options)
+        server = serve(*options, command=command, **how)
+        server.wait_ready(3)
+        return server
+
+    return start
+
+
+def top(server: Server) -> list[str]:
+    """The lines of `poolparty-ctl top --once`."""
+    done = subprocess.run(
+        [*program("poolparty-ctl"), "--ctl-socket", str(server.ctl_socket), "top", "--once", "-d", "0.1"],
+        capture_output=True,
+        encoding="utf-8",
+        check=True,
+    )
+    return done.stdout.splitlines()
+
+
+def page(server: Server) -> dict[str, Any]:
+    """The pool as the status page's data tells it."""
+    with Client(("127.0.0.1", server.admin_port)) as client:
+        answer = client.ask("GET", "/stats.json", fields={"Host": "localhost"})
+    pool: dict[str, Any] = json.loads(answer.body)["pools"][0]
+    return pool
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Path]:
+    """A file; a report waits for its end."""
+    path = tmp_path / "gate"
+    path.touch()
+    yield path
+    path.unlink(missing_ok=True)
+
+
+def test_one_route_is_slow_which(shop: Callable[..., Server], gate: Path) -> None:
+    server = shop("--slowlog-timeout", "500ms")
+    slow = server.connect()
+    slow.request("GET", f"/report?{gate}&year=2026")
+    (pid,) = wait_until(lambda: server.children("busy"), "the report's child")
+    for _ in range(5):
+        assert server.get("/").text != str(pid)
+    (line,) = server.wait_log('msg="slow request"')
+    assert re.search(rf'worker-pid={pid} age=\S+ method=GET target="/report\?{gate}&year=2026" ', line)
+    server.wait_log(r'shop.py", line \d+ in report$')  # and where it is
+    wait_until(
+        lambda: any(child["runs"] and child["runs"]["seconds"] > 1 for child in page(server)["children"]),
+        "a second",
+    )
+    lines = top(server)
+    assert [line for line in lines if line.startswith("longest: ")] == [
+        next(line for line in lines if line.startswith(f"longest: worker {pid} has run GET /report?{gate}"))
+    ]
+    (row,) = [line for line in lines if line.split()[:1] == [str(pid)]]
+    assert re.search(rf" busy .* [1-9]\.\ds +GET /report\?{gate}&year=2026$", row)
+    (told,) = [child for child in page(server)["children"] if child["runs"]]
+    assert (told["pid"], told["runs"]["method"]) == (pid, "GET")
+    assert told["runs"]["target"] == f"/report?{gate}&year=2026"
+    gate.unlink()
+    assert slow.answer().text == "done"
+    assert not any(line.startswith("longest: ") for line in top(server))
+
+
+def test_one_child_leaks_which(shop: Callable[..., Server]) -> None:
+    server = shop("--worker-memory-limit", "120M")
+    pid = int(server.get("/leak?60").text)
+    wait_until(lambda: any(child["outgrown"] for child in page(server)["children"]), "a look at the memory")
+    (told,) = [child for child in page(server)["children"] if child["outgrown"]]
+    assert told["pid"] == pid and told["outgrown"] > 2
+    lines = top(server)
+    (headline,) = [line for line in lines if line.startswith("memory: ")]
+    assert re.fullmatch(rf"memory: worker {pid} has \d+\.\dM, \d+\.\d times the others'", headline)
+    # It goes on, and is replaced.
+    with server.connect() as client:
+        assert int(client.ask("GET", "/leak?80").text) == pid
+    (line,) = server.wait_log("memory limit")
+    assert re.search(rf'msg="worker ended" worker-pid={pid} .* cause="memory limit" rss=1\d\d\.\dM$', line)
+    server.wait_ready(3)
+    assert pid not in server.children()
+    assert any(str(pid) in line and 'cause="memory limit"' in line for line in top(server))
+    (event,) = page(server)["events"]
+    assert (event["kind"], event["pid"]) == ("replaced", pid)
+    assert not any(line.startswith("memory: ") for line in top(server))
+
+
+@pytest.mark.parametrize("cause", ["crash", "drained", "killed", "operator"])
+def test_a_child_was_restarted_why(shop: Callable[..., Server], cause: str) -> None:
+    server = shop(expected=["cause=killed"])
+    pid = server.children()[0]
+    if cause == "crash":
+        answer = server.ask("POST", "/crash", b"")
+        assert answer.status == 502
+        (lost,) = server.wait_log('msg="request lost its worker"')
+        found = re.search(
+            r'worker-pid=(\d+) method=POST target="/crash" outcome="it was answered 502"$', lost
+        )
+        assert found
+        pid = int(found[1])
+        pattern = rf'msg="worker died" worker-pid={pid} exit-code=7 '
+        kind = "death"
+    elif cause == "operator":
+        assert server.ctl("restart-workers") == ["OK"]
+        pattern = 'msg="restarting workers" reason="asked for on the control socket"'
+        kind = "restart"
+    else:
+        assert server.ctl(f"{'drain' if cause == 'drained' else 'kill'} {pid}") == ["OK"]
+        pattern = rf'msg="worker ended" worker-pid={pid} .*cause={cause}'
+        kind = "replaced" if cause == "drained" else "end"
+    (line,) = server.wait_log(pattern)
+    wait_until(lambda: pid not in server.children(), "its end")
+    server.wait_ready(3)
+    events = wait_until(lambda: page(server)["events"], "the event")
+    lines = top(server)
+    if cause == "operator":
+        text = "restarting all workers: asked for on the control socket"
+        assert [event["text"] for event in events] == [text, "all workers have been replaced"]
+        assert lines[-2].endswith(text)
+    else:
+        (event,) = events
+        assert (event["kind"], event["pid"]) == (kind, pid)
+        assert line.endswith(event["text"]), "the log says the same"
+        assert lines[-1].endswith(event["text"])
