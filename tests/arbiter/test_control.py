@@ -46,6 +46,7 @@ class FakePool:
         self.policy = SimpleNamespace(target=2, generation=0, restarting=False)
         self.counters = {"spawns": 2, "restarts": 3, "deaths": 1}
         self.restart_error: str | None = None
+        self.listen_backlog: int | None = None
         self.events: list[Any] = []
         self.relay = SimpleNamespace(last_line=0, lines_since=lambda number: self.lines[max(number - 1, 0) :])
         self.lines: list[str] = []
