@@ -159,6 +159,9 @@ worker_class = "poolparty.GWorker"
 # Where the compressed copies of static files are kept that are made at first use.
 # static_cache_dir = "/var/cache/poolparty"
 
+# A directory whose files are sent for a child that names one in its answer.
+# sendfile_root = "/srv/app/private"
+
 # What is watched with gunicorn's `reload`: files and directories, separated by colons.
 # reload_paths = ["app.py", "lib", "templates"]
 

@@ -672,6 +672,14 @@ OPTIONS = (
         them again. It is kept below 512 MiB.""",
     ),
     Option(
+        "sendfile_root", None, parse_directory, "DIRECTORY", example="/srv/app/private",
+        text="""A directory whose files are sent for a child that names one in its answer.
+
+        A child names it by the header X-Sendfile, with a path below the directory, or X-Accel-Redirect, and
+        is free at once. Without this, both headers are passed on as they are. Relative to `chdir`.
+        docs/sendfile.md says more.""",
+    ),
+    Option(
         "reload_paths", None, parse_paths, "PATHS", example=["app.py", "lib", "templates"],
         text="""What is watched with gunicorn's `reload`: files and directories, separated by colons.
 
@@ -736,6 +744,7 @@ class Options:
     static_compress: bool
     static_no_brotli: bool
     static_cache_dir: str | None
+    sendfile_root: str | None
     reload_paths: tuple[str, ...] | None
 
     @classmethod
@@ -902,8 +911,8 @@ def prepare(cfg: Config) -> Options:
     _set_bind(cfg, options)
     _check_program(cfg, options)
     check_rights(options)
-    if options.static_root is not None:
-        _check_static_root(cfg, options.static_root)
+    for name in ("static_root", "sendfile_root"):
+        _check_root(cfg, name, getattr(options, name))
     heartbeats = cfg.settings["worker_tmp_dir"].get()
     if heartbeats is not None and not os.access(heartbeats, os.W_OK | os.X_OK):
         wrong = "no file can be made there; give a directory that can be written, as /dev/shm"
@@ -954,11 +963,13 @@ def _check_program(cfg: Config, options: Options) -> None:
     raise ConfigError(complaint("pool_cmd", shlex.join(options.pool_cmd), wrong))
 
 
-def _check_static_root(cfg: Config, root: str) -> None:
+def _check_root(cfg: Config, name: str, root: str | None) -> None:
+    if root is None:
+        return
     folder = os.path.join(cfg.settings["chdir"].get(), root)
     if not os.path.isdir(folder):
         wrong = f"there is no directory {os.path.normpath(folder)}; give the one that holds the files"
-        raise ConfigError(complaint("static_root", root, wrong))
+        raise ConfigError(complaint(name, root, wrong))
 
 
 def _check_tls(cfg: Config) -> None:

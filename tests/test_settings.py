@@ -177,6 +177,7 @@ def test_the_defaults_are_those_of_the_original() -> None:
         static_compress=False,
         static_no_brotli=False,
         static_cache_dir=None,
+        sendfile_root=None,
         reload_paths=None,
     )
 
@@ -212,6 +213,7 @@ OTHER_VALUES: dict[str, tuple[Any, Any]] = {
     "static_compress": (True, True),
     "static_no_brotli": ("true", True),
     "static_cache_dir": (Path("/var/cache/files"), "/var/cache/files"),
+    "sendfile_root": ("private", "private"),
     "reload_paths": ("app.py:lib", ("app.py", "lib")),
     "admin_address": ("localhost:81", ("localhost", 81)),
     "admin_prefix": ("/-/pool", "/-/pool/"),
@@ -284,6 +286,8 @@ BAD = [
     ("static_compress", "sometimes"),
     ("static_compress", 1),
     ("static_cache_dir", "a\0b"),
+    ("sendfile_root", ""),
+    ("sendfile_root", ["/srv", "/var"]),
     ("reload_paths", []),
     ("reload_paths", "lib:"),
     ("reload_paths", ["lib", None]),
@@ -303,16 +307,18 @@ def test_a_bad_value_is_one_sentence_with_the_name_and_the_value(name: str, valu
         assert repr(value) in sentence
 
 
-def test_a_static_root_that_is_no_directory_ends_the_start(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["static_root", "sendfile_root"])
+def test_a_root_that_is_no_directory_ends_the_start(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").touch()
-    cfg = pool_config(static_root="file", chdir=str(tmp_path))
-    with pytest.raises(ConfigError, match=r"^static_root = 'file': there is no directory .*/file; give "):
+    cfg = pool_config(**{name: "file"}, chdir=str(tmp_path))
+    with pytest.raises(ConfigError, match=rf"^{name} = 'file': there is no directory .*/file; give "):
         cfg.validate()
 
 
-def test_the_static_root_is_looked_for_from_chdir(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["static_root", "sendfile_root"])
+def test_a_root_is_looked_for_from_chdir(tmp_path: Path, name: str) -> None:
     (tmp_path / "files").mkdir()
-    pool_config(static_root="files", chdir=str(tmp_path)).validate()
+    pool_config(**{name: "files"}, chdir=str(tmp_path)).validate()
 
 
 @pytest.mark.parametrize("nothing", [None, "", "  ", [], (), [""]])

@@ -81,7 +81,7 @@ class Watched:
         files = [path for path in paths if not os.path.isdir(path)]
         extra = [os.path.abspath(path) for path in cfg.reload_extra_files]
         written = [cfg.errorlog, cfg.accesslog, cfg.pidfile, cfg.worker_tmp_dir, cfg.tmp_upload_dir]
-        written += [options.ctl_socket, options.static_root, options.static_cache_dir]
+        written += [options.ctl_socket, options.static_root, options.static_cache_dir, options.sendfile_root]
         ignored = [os.path.join(folder, path) for path in written if path and path != "-"]
         return cls([*files, *extra], folders, ignored)
 

@@ -34,6 +34,7 @@ COUNTERS: tuple[Counter, ...] = (
     Counter("rejected", "requests refused with a 4xx or 5xx before a child was asked"),
     Counter("retried", "requests that were given to a second child since the first one died"),
     Counter("streamed", "answers whose child sent the body in pieces"),
+    Counter("files_sent", "answers with a file of sendfile_root that their child named"),
     Counter("connections_accepted", "connections accepted"),
     Counter("connections_dropped", "connections closed since worker_connections was reached"),
     Counter("bytes_received", "bytes of request bodies, in bytes", metric="request_body_bytes"),

@@ -250,6 +250,8 @@ class Connection(RequestReader):
         server = self.server
         rendered = head.rendered
         if rendered is None or type(rendered) is not Rendered:
+            if server.sendfile is not None and server.sendfile.takes(request, head):
+                return
             try:
                 rendered = render(head)
             except AnswerError as error:
@@ -281,11 +283,13 @@ class Connection(RequestReader):
         self, request: Request, head: ResponseHead, size: int | None, lease: Lease | Transfer
     ) -> bool:
         """Send the head of a large response; its pieces follow. False: throw them away, HTTP cannot carry
-        them, or there is no body to send.
+        them, there is no body to send, or a file is sent in its place.
 
         size: of its body; None: of a stream nobody knows it.
         """
         server = self.server
+        if server.sendfile is not None and server.sendfile.takes(request, head):
+            return False
         try:
             rendered = render(head)
         except AnswerError as error:

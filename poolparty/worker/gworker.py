@@ -154,6 +154,8 @@ class GWorker(Worker):
         await asyncio.sleep(0)
         if server.static is not None:
             await server.static.close()
+        if server.sendfile is not None:
+            await server.sendfile.sender.close()
 
     async def _tick(self) -> None:
         if os.getppid() != self.ppid and not self._leave_at_once:

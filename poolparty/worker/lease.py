@@ -381,6 +381,9 @@ class Lease:
                 self.discarding = connection is None or not connection.start_response(
                     request, event.head, event.body_size, self
                 )
+                if self.discarding:
+                    # Whatever becomes of the child: the client has had its answer, or gets it as a file.
+                    self.outstanding[0] = request.forgotten()
             elif isinstance(event, ResponsePiece):
                 self.discarding = self.discarding or connection is None
                 if event.last:

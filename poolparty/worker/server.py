@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from poolparty.worker.admin_pages import AdminPages
     from poolparty.worker.broken_page import BrokenPage
     from poolparty.worker.request import Request
+    from poolparty.worker.sendfile import Sendfile
     from poolparty.worker.static import StaticFiles
 
 TICK = 0.1
@@ -119,6 +120,11 @@ class Server:
 
             self.static = StaticFiles(self, options)
             self.takes = self.static.takes
+        self.sendfile: Sendfile | None = None
+        if options.sendfile_root is not None:
+            from poolparty.worker.sendfile import Sendfile
+
+            self.sendfile = Sendfile(self, options.sendfile_root)
         if cfg.reload:
             from poolparty.worker.broken_page import BrokenPage
 

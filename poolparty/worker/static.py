@@ -11,22 +11,20 @@ at each request on the calling thread."""
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import os
 from collections import OrderedDict
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
 from poolparty import compress
 from poolparty.stats.scoreboard import COUNTER_INDEX
 from poolparty.worker.access import quoted
+from poolparty.worker.file_sender import FileSender
 from poolparty.worker.request import PLAIN_TARGET, absolute_uri, normal_path, not_normal
 from poolparty.worker.static_answer import (
-    Answer,
     Form,
     accepted_codings,
     conditions_of,
@@ -35,7 +33,6 @@ from poolparty.worker.static_answer import (
     servable,
 )
 from poolparty.worker.static_disk import PLAIN, Cache, Disk, ToCompress
-from poolparty.worker.transfer import Transfer
 
 if TYPE_CHECKING:
     from poolparty.settings import Options
@@ -56,7 +53,6 @@ MAX_COMPRESSING = 64
 """Files that may wait to be compressed; meanwhile others are sent as they are."""
 
 STATIC = COUNTER_INDEX["static"]
-T = TypeVar("T")
 
 
 class StaticFiles:
@@ -76,9 +72,7 @@ class StaticFiles:
         self._kept: OrderedDict[tuple[bytes, bytes], Form] = OrderedDict()
         self._kept_size = 0
         self._compressing: set[tuple[bytes, bytes]] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._lookups = ThreadPoolExecutor(2, "static-lookup")
-        self._transfers = ThreadPoolExecutor(4, "static-transfer")
+        self._sender = FileSender(server, "static", STATIC, STATIC)
         self._compressor = ThreadPoolExecutor(1, "static-compress")
 
     # --- which requests ------------------------------------------------------------------------------------
@@ -98,14 +92,14 @@ class StaticFiles:
         if path is None:
             return False
         if not request.retryable:
-            self._send(
+            self._sender.send(
                 request,
                 None,
                 refusal(405, b"only GET and HEAD are answered here\n", (b"Allow", [b"GET, HEAD"])),
             )
             return True
         if not servable(path):
-            self._send(request, None, refusal(404, b"not found\n"))
+            self._sender.send(request, None, refusal(404, b"not found\n"))
             return True
         conditions = conditions_of(request)
         coding = self._coding(path, conditions)
@@ -115,22 +109,17 @@ class StaticFiles:
                 answer = decide(request, form, conditions)
                 if form.content is not None or not answer.size or request.is_head:
                     self._kept.move_to_end((path, coding))
-                    self._send(request, form, answer)
+                    self._sender.send(request, form, answer)
                     return True
             else:
                 self._forget((path, coding))
-        task = self._server.loop.create_task(self._serve(request, path, coding, conditions))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._sender.start(self._serve(request, path, coding, conditions))
         return True
 
     async def close(self) -> None:
         """End what is being sent."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        for threads in (self._lookups, self._transfers, self._compressor):
-            threads.shutdown(wait=False, cancel_futures=True)
+        await self._sender.close()
+        self._compressor.shutdown(wait=False, cancel_futures=True)
 
     def _coding(self, path: bytes, conditions: dict[bytes, bytes]) -> bytes:
         """The coding to look for: as with the original brotli before gzip, and no coding for a part of a
@@ -148,21 +137,6 @@ class StaticFiles:
 
     # --- answering -----------------------------------------------------------------------------------------
 
-    def _send(self, request: Request, form: Form | None, answer: Answer) -> None:
-        """Send what needs no file."""
-        connection = request.connection
-        if connection is None:
-            return
-        body: bytes | memoryview = answer.sentence or b""
-        if form is not None and form.content is not None and answer.size:
-            body = form.content
-            if answer.size != form.size:
-                body = memoryview(body)[answer.start : answer.start + answer.size]
-        if request.is_head and answer.size:
-            Transfer(connection, request, -1, 0, answer.size, self._transfers).send_head(answer.head, STATIC)
-        else:
-            connection.send_response(request, answer.head, body, STATIC)
-
     async def _serve(
         self, request: Request, path: bytes, coding: bytes, conditions: dict[bytes, bytes]
     ) -> None:
@@ -171,23 +145,15 @@ class StaticFiles:
         try:
             found = await self._find(request, path, coding)
             if found is None:
-                self._send(request, None, refusal(404, b"not found\n"))
+                self._sender.send(request, None, refusal(404, b"not found\n"))
                 return
             form, file = found
-            connection = request.connection
-            if connection is None:
-                return
-            answer = decide(request, form, conditions)
-            if file < 0 or not answer.size or request.is_head:
-                self._send(request, form, answer)
-            else:
-                transfer = Transfer(connection, request, file, answer.start, answer.size, self._transfers)
-                await transfer.run(answer.head, STATIC)
+            await self._sender.send_file(request, form, file, decide(request, form, conditions))
         except OSError as error:
             self._server.log.error(
                 'msg="static file cannot be read" file="%s" error="%s"', quoted(path), error
             )
-            self._send(request, None, refusal(500, b"internal server error\n"))
+            self._sender.send(request, None, refusal(500, b"internal server error\n"))
         except Exception:
             self._server.log.exception('msg="static file failed" file="%s"', quoted(path))
             if request.connection is not None:
@@ -200,20 +166,20 @@ class StaticFiles:
         """Look a file up, compressing it if need be, and keep what was found. (form, open file or -1); None:
         there is none."""
         key = path, coding
-        found = await self._in_thread(
-            self._lookups, functools.partial(self._disk.look_up, path, coding, True)
+        found = await self._sender.in_thread(
+            self._sender.lookups, functools.partial(self._disk.look_up, path, coding, True)
         )
         if isinstance(found, ToCompress):
             if key not in self._compressing and len(self._compressing) < MAX_COMPRESSING:
                 self._compressing.add(key)
                 try:
-                    await self._in_thread(
+                    await self._sender.in_thread(
                         self._compressor, functools.partial(self._cache.fill, found, coding)
                     )
                 finally:
                     self._compressing.discard(key)
-            found = await self._in_thread(
-                self._lookups, functools.partial(self._disk.look_up, path, coding, False)
+            found = await self._sender.in_thread(
+                self._sender.lookups, functools.partial(self._disk.look_up, path, coding, False)
             )
         if found is None:
             return None
@@ -222,16 +188,6 @@ class StaticFiles:
         if final:
             self._keep(key, form)
         return form, file
-
-    async def _in_thread(self, threads: ThreadPoolExecutor, work: Callable[[], T]) -> T:
-        """Do work in a thread; if the task is cancelled meanwhile, a file it has opened is closed all the
-        same."""
-        future = threads.submit(work)
-        try:
-            return await asyncio.wrap_future(future, loop=self._server.loop)
-        except asyncio.CancelledError:
-            future.add_done_callback(_close_result)
-            raise
 
     def _keep(self, key: tuple[bytes, bytes], form: Form) -> None:
         self._forget(key)
@@ -244,10 +200,3 @@ class StaticFiles:
         form = self._kept.pop(key, None)
         if form is not None:
             self._kept_size -= len(form.content or b"")
-
-
-def _close_result(future: object) -> None:
-    """A lookup that nobody waits for any more."""
-    result = future.result() if not future.cancelled() and future.exception() is None else None  # type: ignore[attr-defined]
-    if isinstance(result, tuple) and result[1] >= 0:
-        os.close(result[1])

@@ -39,7 +39,7 @@ class Form:
     """A file in one coding, ready to be sent.
 
     sources: the files it depends on, each with what stat said of it. content: None if it is read as it is
-    sent."""
+    sent. weak: its ETag is, and so is good for If-None-Match alone (RFC 9110, 8.8.3.2)."""
 
     size: int
     modified: int  # seconds since the epoch, the original's
@@ -48,6 +48,7 @@ class Form:
     unchanged: ResponseHead
     sources: tuple[tuple[str, Signature], ...]
     content: bytes | None = None
+    weak: bool = False
     checked: float = field(default_factory=monotonic)
 
     def current(self) -> bool:
@@ -107,10 +108,10 @@ def decide(request: Request, form: Form, conditions: dict[bytes, bytes]) -> Answ
         return whole
     match = conditions.get(b"if-match")
     if match is not None:
-        if match != b"*" and form.etag not in _strong_etags(match):
+        if match != b"*" and (form.weak or form.etag not in _strong_etags(match)):
             return refusal(412, b"the file is another one\n")
     else:
-        since = _date(conditions.get(b"if-unmodified-since"))
+        since = date_of(conditions.get(b"if-unmodified-since"))
         if since is not None and form.modified > since:
             return refusal(412, b"the file has changed\n")
     none_match = conditions.get(b"if-none-match")
@@ -118,14 +119,14 @@ def decide(request: Request, form: Form, conditions: dict[bytes, bytes]) -> Answ
         if none_match == b"*" or form.etag in _etags(none_match):
             return Answer(form.unchanged)
     else:
-        since = _date(conditions.get(b"if-modified-since"))
+        since = date_of(conditions.get(b"if-modified-since"))
         if since is not None and form.modified <= since:
             return Answer(form.unchanged)
     asked = _range(conditions.get(b"range", b""))
     if asked is None or request.is_head:
         return whole  # several ranges too: a server may send the whole (RFC 9110, 14.2)
     if_range = conditions.get(b"if-range")
-    if if_range is not None and if_range != form.etag and _date(if_range) != form.modified:
+    if if_range is not None and (form.weak or if_range != form.etag) and date_of(if_range) != form.modified:
         return whole
     part = byte_range(asked[1], asked[2], form.size)
     if part is None:
@@ -163,8 +164,8 @@ def accepted_codings(field: bytes) -> frozenset[bytes]:
 
 
 @functools.lru_cache(256)
-def _date(field: bytes | None) -> int | None:
-    """Seconds since the epoch, None for what is no date."""
+def date_of(field: bytes | None) -> int | None:
+    """A date as HTTP writes it in seconds since the epoch, None for what is none."""
     if field is None:
         return None
     try:

@@ -1,9 +1,5 @@
 """Where static files lie: looking them up below the root, and the copies compressed at first use. Runs in
-threads.
-
-A file is opened as a path alone, and only when the kernel says that where it led is below the root, with no
-hidden name on the way, is it opened for reading; so neither a path nor a link leads out, whatever is renamed
-meanwhile."""
+threads."""
 
 from __future__ import annotations
 
@@ -13,18 +9,21 @@ import os
 import stat
 import tempfile
 from dataclasses import dataclass
-from email.utils import formatdate
 from time import monotonic, time_ns
 from typing import Any
 
-from whitenoise.media_types import MediaTypes
-
 from poolparty import compress
 from poolparty.wire.frames import ResponseHead
+from poolparty.worker.beneath import (
+    SMALL,
+    UnfitError,
+    entity_tag,
+    http_date,
+    media_type,
+    open_beneath,
+    read_small,
+)
 from poolparty.worker.static_answer import Form, Signature, signature
-
-SMALL = 64 * 1024
-"""Bytes of a file up to which its content is kept and sent in one write."""
 
 MAX_COMPRESSED = 8 * 1024 * 1024
 """Bytes of the largest file that is compressed at first use, as the original has it; larger ones only
@@ -38,9 +37,6 @@ MAX_CACHE_SIZE = 512 * 1024 * 1024
 
 CACHE_RETRY = 60.0
 """Seconds until a cache directory that could not be written is tried again."""
-
-CHANGES = 3
-"""Tries to read a small file that is being written."""
 
 SETTLED = 20_000_000
 """Nanoseconds after its last change from which on a file's times tell the next change: the kernel's clock for
@@ -69,7 +65,6 @@ class Disk:
         self._below = self._root.rstrip("/") + "/"
         self._cache = cache
         self._compressing = compressing
-        self._types = MediaTypes()
 
     def look_up(
         self, path: bytes, coding: bytes, compressing: bool
@@ -113,7 +108,7 @@ class Disk:
                 original, copy = copy, None
             else:
                 coding = PLAIN
-            content = self._content(original) if os.fstat(original).st_size <= SMALL else None
+            content = read_small(original) if os.fstat(original).st_size <= SMALL else None
             form = self._form(
                 name, coding, status, os.fstat(original).st_size if content is None else len(content), sources
             )
@@ -132,32 +127,13 @@ class Disk:
         """Open a regular file below the root; None if there is none, or if it lies elsewhere, or is
         hidden."""
         try:
-            place = os.open(name, os.O_PATH | os.O_CLOEXEC)
-        except (*MISSING, ValueError):
+            return open_beneath(name, self._below, hidden=False)
+        except (*MISSING, UnfitError):
             return None
         except OSError as error:
             if error.errno in _NO_FILE:
                 return None
             raise
-        try:
-            real = os.readlink(f"/proc/self/fd/{place}")
-            beneath = real.startswith(self._below) and "/." not in real[len(self._below) - 1 :]
-            if not beneath or not stat.S_ISREG(os.fstat(place).st_mode):
-                return None
-            return os.open(f"/proc/self/fd/{place}", os.O_RDONLY | os.O_CLOEXEC)
-        except MISSING:
-            return None
-        finally:
-            os.close(place)
-
-    def _content(self, file: int) -> bytes:
-        """The whole of a small file, read at a moment when nobody wrote to it."""
-        for _ in range(CHANGES):
-            before = os.fstat(file)
-            content = os.pread(file, before.st_size + 1, 0)
-            if len(content) == before.st_size and signature(os.fstat(file)) == signature(before):
-                break
-        return content
 
     def _form(
         self,
@@ -167,15 +143,12 @@ class Disk:
         size: int,
         sources: tuple[tuple[str, Signature], ...],
     ) -> Form:
-        etag = b'"%x-%x%s"' % (status.st_mtime_ns, status.st_size, b"-" + coding if coding else b"")
-        kind = self._types.get_type(name).encode()
-        if kind.startswith(b"text/"):
-            kind += b"; charset=utf-8"
+        etag = entity_tag(status, coding)
         modified = int(status.st_mtime)
-        common = [(b"ETag", [etag]), (b"Last-Modified", [formatdate(modified, usegmt=True).encode()])]
+        common = [(b"ETag", [etag]), (b"Last-Modified", [http_date(modified)])]
         if self._compressing and compress.compressible(name):
             common.append((b"Vary", [b"Accept-Encoding"]))
-        fields = [(b"Content-Type", [kind]), *common, (b"Accept-Ranges", [b"bytes"])]
+        fields = [(b"Content-Type", [media_type(name)]), *common, (b"Accept-Ranges", [b"bytes"])]
         if coding:
             fields.append((b"Content-Encoding", [coding]))
         return Form(size, modified, etag, ResponseHead(200, fields), ResponseHead(304, common), sources)

@@ -69,9 +69,9 @@ class Transfer:
         if self._connection.start_response(self._request, head, self._left, self):
             self._connection.send_piece(self._request, b"", True, outcome)
 
-    async def run(self, head: ResponseHead, outcome: int) -> None:
+    async def run(self, head: ResponseHead, outcome: int, broken: int) -> None:
         """Send it. Whoever calls sees no error: a file that breaks off, or a client that does, ends the
-        connection."""
+        connection. broken: the counter's column in place of `outcome` where the file does."""
         connection, request = self._connection, self._request
         transport = connection.transport
         direct = connection.server.scheme != b"https"
@@ -96,8 +96,8 @@ class Transfer:
             return
         except OSError as error:
             if request.connection is not None:
-                connection.server.log.error('msg="static file broke off" error="%s"', error)
-                connection.cut_response(request, outcome)
+                connection.server.log.error('msg="file broke off" error="%s"', error)
+                connection.cut_response(request, broken)
             return
         if request.connection is not None:
             connection.send_piece(request, b"", True, outcome)

@@ -298,7 +298,7 @@ def test_a_file_cut_short_while_it_is_sent_ends_the_connection(
     path = tmp_path / "files" / "shrinking.bin"
     with path.open("wb") as file:
         file.truncate(BIG)
-    server = serve("--static-root", str(tmp_path / "files"), expected=["static file broke off"])
+    server = serve("--static-root", str(tmp_path / "files"), expected=["file broke off"])
     client = server.connect()
     client.request("GET", "/static/shrinking.bin")
     client._receive()

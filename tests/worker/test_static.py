@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from poolparty import compress
 from poolparty.wire.frames import ResponseHead
 from poolparty.worker import static_disk
+from poolparty.worker.beneath import SMALL
 from poolparty.worker.request import Request, absolute_uri
 from poolparty.worker.static import StaticFiles
 from poolparty.worker.static_answer import (
@@ -282,9 +283,9 @@ def test_a_file_is_described(root: Path) -> None:
 
 
 def test_small_files_are_kept_and_large_ones_are_left_open(root: Path) -> None:
-    (root / "edge").write_bytes(b"x" * static_disk.SMALL)
-    (root / "large").write_bytes(b"x" * (static_disk.SMALL + 1))
-    assert form_of(root, b"edge").content == b"x" * static_disk.SMALL
+    (root / "edge").write_bytes(b"x" * SMALL)
+    (root / "large").write_bytes(b"x" * (SMALL + 1))
+    assert form_of(root, b"edge").content == b"x" * SMALL
     assert form_of(root, b"large").content is None
 
 
