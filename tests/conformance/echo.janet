@@ -8,7 +8,7 @@
   (when (asked "/fail") (error "this page always fails"))
   (when (asked "/print") (print "printed"))
   (if (asked "/stream")
-    {:status 404}
+    {:body (coro (each word ["one" "two" "three"] (yield (string word "\n"))))}
     {:headers {"Echo-Method" (request :method)
                "Echo-Uri" uri
                "Echo-Remote-Address" (request :remote-address)

@@ -57,6 +57,33 @@ def test_a_request_reaches_the_handler_whole(serve: Any) -> None:
         )
 
 
+def test_a_body_in_pieces_may_wait_in_the_event_loop(serve: Any, frame_of: Any) -> None:
+    worker = serve(
+        """
+        (defn pieces []
+          (coro (yield "one") (ev/sleep 0.01) (yield "two")))
+        (defn handler [req]
+          {:status 202 :body (if (= (req :method) "PUT") ["a" "" @"bc"] (pieces))})
+        (defn main [&] (poolparty/serve handler))
+        """,
+        FEATURES,
+    )
+    assert worker.ready() == ["health-reply", "stream"]
+    for method, pieces in (("GET", [b"one", b"two"]), ("PUT", [b"a", b"bc"])):
+        worker.send(frame_of("http://h/", method))
+        assert worker.pieces(2) == pieces
+        assert worker.frame()[0] == 5
+    assert worker.leave() == (0, "")
+
+
+@pytest.mark.parametrize("piece", ["7", "nil"])
+def test_a_piece_that_is_none_is_explained(serve: Any, piece: str) -> None:
+    worker = serve(f"(defn main [&] (poolparty/serve (fn [req] {{:body (coro (yield {piece}))}})))", FEATURES)
+    worker.ready()
+    assert worker.ask()[0] == 500
+    assert f"a piece of a response's :body is a string or buffer, got {piece}" in worker.leave()[1]
+
+
 def test_headers_that_come_again_are_the_same_and_each_request_has_its_own(serve: Any) -> None:
     worker = serve("""
         (defn main [&]
@@ -166,7 +193,7 @@ FAILURE = (500, {"Content-Type": ["text/plain; charset=utf-8"]}, b"internal serv
         ("{:headers {7 \"a\"}}", "error: a response header's name is a string, got 7"),
         ("{:headers {\"A\" 7}}", "error: the response header \"A\" is a string or a list of strings, got 7"),
         ("{:headers {\"A\" [\"b\" 7]}}", "error: the response header \"A\" is"),
-        ("{:body 7}", "error: a response's :body is a string or buffer, got 7"),
+        ("{:body 7}", "error: a response's :body is a string, a buffer or a fiber, got 7"),
         ("(error \"this one\")", "error: this one"),
         ("(error {:a 1})", "error: {:a 1}"),
     ],
@@ -267,7 +294,7 @@ def test_an_unknown_request_ends_the_worker_with_a_word(serve: Any) -> None:
 
 def test_ready_is_said_once_and_first_where_it_is_offered(serve: Any, health_check: bytes) -> None:
     worker = serve('(defn main [&] (poolparty/serve (fn [request] {:body "x"})))', FEATURES)
-    assert worker.ready() == ["health-reply"]
+    assert worker.ready() == ["health-reply", "stream"]
     worker.send(health_check)
     assert worker.health() == (True, "")
     assert worker.ask()[2] == b"x"

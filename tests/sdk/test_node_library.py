@@ -134,14 +134,13 @@ def test_a_body_that_waits_is_ended_when_its_client_has_left(
         async function* events(request) {
           try {
             yield "data";
-            await %s;
+            await WAITS_FOR;
           } finally {
             console.log("closed", request.signal.aborted);
           }
         }
         poolparty.serve((request) => (request.query ? "text" : { body: events(request) }));
-        """
-        % waits_for,
+        """.replace("WAITS_FOR", waits_for),
         CANCELS,
     )
     worker.ready()

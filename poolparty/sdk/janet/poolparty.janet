@@ -19,6 +19,9 @@
 (def- http-response 0)
 (def- ready 1)
 (def- health-reply 2)
+(def- response-start 3)
+(def- response-chunk 4)
+(def- response-end "\x01\x00\x00\x00\x05")
 
 # A health reply's message: a line of the log.
 (def- message-limit 1000)
@@ -232,8 +235,12 @@
     (< n 0x10000000) 4
     5))
 
+# What serve makes of a body that comes in pieces: bytes, or nil if it has sent them.
+(var- gather nil)
+
 (defn- encode
-  "Fill `out` with a response's frame up to its body, and give the body."
+  "Fill `out` with a response's frame up to its body, and give the body. One in pieces may have been sent then, and only
+  its end stand in `out`."
   [out response]
   (def status (get response :status))
   (def headers (get response :headers))
@@ -243,7 +250,11 @@
       (errorf "a handler returns a table or struct, got %v" response))
     (set body ""))
   (unless (bytes? body)
-    (errorf "a response's :body is a string or buffer, got %v" body))
+    (unless (or (fiber? body) (indexed? body))
+      (errorf "a response's :body is a string, a buffer or a fiber, got %v" body))
+    (set body (gather status headers body))
+    (when (nil? body)
+      (break "")))
   (def head
     (if (or (= status 200) (nil? status))
       (if (nil? headers) head-without-headers (or (in heads headers) (make-head status headers)))
@@ -326,6 +337,9 @@
   body a buffer. The handler returns a table or struct with any of :status (200), :headers (a table or struct;
   each value is a string or, for a field that stands several times, a list of strings) and :body (any bytes).
 
+  A body may be a fiber that yields bytes, (coro (yield "one\n") ...) say, or an array or tuple of bytes. Where the
+  server takes responses in pieces, each is sent when it is there; otherwise they are collected.
+
   (health-check) is called now and then while no request runs; if it raises an error, this process is unwell and
   will be replaced.
 
@@ -340,6 +354,7 @@
   (def offered (string/split "," (os/getenv "POOLPARTY_FEATURES" "")))
   (def says-ready (truthy? (index-of "ready" offered)))
   (def replies (and says-ready (truthy? (index-of "health-reply" offered))))
+  (def streams (and says-ready (truthy? (index-of "stream" offered))))
   (ignore-interrupt)
   (def buf @"")
   (def out @"")
@@ -367,6 +382,46 @@
   # the pipe is not touched by this. While the answer is written it is :answering: an error then is the end of the
   # pipe, for the server has gone. No closure may be made in the loop: Janet would make a function of its body.
   (var current nil)
+  # Whether a part of the answer has been sent: an error then ends the process, for half of an answer must not pass for
+  # a whole one.
+  (var streaming false)
+
+  (defn write-now [& parts]
+    (def request current)
+    (set current :answering)
+    (file/write outf ;parts)
+    (file/flush outf)
+    (set current request)
+    (flush))
+
+  (defn send-piece [status headers piece]
+    (unless streaming
+      (def head (make-head status headers))
+      (put head 0 response-start)
+      (write-now (buffer/push-word @"" (length head)) head)
+      (set streaming true))
+    (buffer/clear out)
+    (buffer/push-word out (+ 1 (uint-length (length piece)) (length piece)))
+    (buffer/push-byte out response-chunk)
+    (push-uint out (length piece))
+    (write-now out piece))
+
+  (set gather (fn gather [status headers body]
+    (def whole (unless streams @""))
+    (each piece body
+      (unless (bytes? piece)
+        (errorf "a piece of a response's :body is a string or buffer, got %v" piece))
+      (cond
+        (empty? piece) nil
+        streams (send-piece status headers piece)
+        (buffer/push whole piece)))
+    (if streaming
+      (do
+        (set streaming false)
+        (buffer/clear out)
+        (buffer/push out response-end)
+        nil)
+      (or whole ""))))
 
   (defn run []
     (forever
@@ -408,9 +463,8 @@
         (errorf "poolparty: a request of a kind this library does not know (%d)" tag))))
 
   (when says-ready
-    (if replies
-      (write-message ready 1 (sized "health-reply"))
-      (write-message ready 0)))
+    (def features (filter truthy? [(if replies "health-reply") (if streams "stream")]))
+    (write-message ready (length features) ;(map sized features)))
   (var running true)
   (while running
     (try
@@ -424,6 +478,9 @@
         (eprintf "poolparty: %s %q failed" (request :method) (request :uri))
         (debug/stacktrace fiber (if (bytes? err) err (string/format "%q" err)) "")
         (eflush)
+        (when streaming
+          (flush)
+          (os/exit 1))
         (def [written] (protect (file/write outf out (encode out failure)) (file/flush outf)))
         (set running written)
         (flush)))))

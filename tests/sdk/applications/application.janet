@@ -41,6 +41,15 @@
   (os/proc-wait process)
   {:body said})
 
+(defn stream [request path query]
+  {:headers {"Content-Type" "text/plain"}
+   :body (coro
+           (each piece ["one\n" "" @"\xff\n" "grün\n"] (yield piece))
+           (when (= query "fail") (error "this one fails")))})
+
+(defn endless [&]
+  {:body (coro (forever (yield "more\n")))})
+
 (def routes
   {"/echo" echo
    "/header" header
@@ -56,6 +65,10 @@
    "/bad-answer" (fn [&] 7)
    "/say" (fn [request path query] (print "seen " path) {})
    "/program" program
+   "/stream" stream
+   "/endless" endless
+   "/stream-nothing" (fn [&] {:body (coro)})
+   "/stream-fail-first" (fn [&] {:body (coro (error "this one fails"))})
    "/leave" (fn [&] (os/exit 7))})
 
 (defn handler [request]
