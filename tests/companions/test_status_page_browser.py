@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -350,6 +351,36 @@ def test_a_slow_request_stands_out_as_text_and_a_phone_needs_no_sideways_scrolli
                 assert page.read()["wide"] <= 0
             page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
         asked.join()
+
+
+def test_a_child_that_leaks_and_why_it_was_replaced_stand_there(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "leaky.py").write_text(
+        """
+import os, poolparty
+kept = []
+def handler(request):
+    kept.append(b"x" * (int(request.query) << 20))
+    return str(os.getpid())
+poolparty.serve(handler)
+"""
+    )
+    pool = ("--min-pool-size", "3", "--max-pool-size", "3", "--worker-memory-limit", "120M")
+    with start(tmp_path, *pool, command=[sys.executable, str(tmp_path / "leaky.py")]) as server:
+        server.wait_ready(3)
+        page.open(admin(server))
+        with server.connect() as client:
+            pid = int(client.ask("GET", "/?60").text)
+            shown = page.wait(
+                lambda shown: any("▲" in row["Memory"] for row in shown["children"]), "the mark of a leak"
+            )
+            (row,) = [row for row in shown["children"] if "▲" in row["Memory"]]
+            assert int(row["PID"]) == pid
+            assert re.match(r"▲ \d+(\.\d)?× the others", row["Memory"])
+            client.ask("GET", "/?80")
+        shown = page.wait(lambda shown: shown["events"], "its end")
+        assert f"worker-pid={pid} " in shown["events"][0] and 'cause="memory limit"' in shown["events"][0]
+        page.wait(lambda shown: pid not in pids(shown) and len(pids(shown)) == 3, "its successor")
+        assert not any("▲" in row["Memory"] for row in page.read()["children"])
 
 
 def test_a_viewer_who_stays_gets_only_what_is_new(page: Page, tmp_path: Path) -> None:

@@ -135,40 +135,39 @@ def test_one_child_leaks_which(shop: Callable[..., Server]) -> None:
     assert not any(line.startswith("memory: ") for line in top(server))
 
 
-@pytest.mark.parametrize("cause", ["crash", "drained", "killed", "operator"])
-def test_a_child_was_restarted_why(shop: Callable[..., Server], cause: str) -> None:
+def test_children_were_restarted_why(shop: Callable[..., Server]) -> None:
     server = shop(expected=["cause=killed"])
-    pid = server.children()[0]
-    if cause == "crash":
-        answer = server.ask("POST", "/crash", b"")
-        assert answer.status == 502
-        (lost,) = server.wait_log('msg="request lost its worker"')
-        found = re.search(
-            r'worker-pid=(\d+) method=POST target="/crash" outcome="it was answered 502"$', lost
+
+    def last_is(kind: str, pid: int | None, pattern: str) -> None:
+        """The newest event, wherever it is told."""
+        (line,) = server.wait_log(pattern)
+        event = wait_until(
+            lambda: (found := page(server)["events"]) and found[-1]["kind"] == kind and found[-1],
+            f"an event: {kind}",
         )
-        assert found
-        pid = int(found[1])
-        pattern = rf'msg="worker died" worker-pid={pid} exit-code=7 '
-        kind = "death"
-    elif cause == "operator":
-        assert server.ctl("restart-workers") == ["OK"]
-        pattern = 'msg="restarting workers" reason="asked for on the control socket"'
-        kind = "restart"
-    else:
-        assert server.ctl(f"{'drain' if cause == 'drained' else 'kill'} {pid}") == ["OK"]
-        pattern = rf'msg="worker ended" worker-pid={pid} .*cause={cause}'
-        kind = "replaced" if cause == "drained" else "end"
-    (line,) = server.wait_log(pattern)
-    wait_until(lambda: pid not in server.children(), "its end")
-    server.wait_ready(3)
-    events = wait_until(lambda: page(server)["events"], "the event")
-    lines = top(server)
-    if cause == "operator":
-        text = "restarting all workers: asked for on the control socket"
-        assert [event["text"] for event in events] == [text, "all workers have been replaced"]
-        assert lines[-2].endswith(text)
-    else:
-        (event,) = events
-        assert (event["kind"], event["pid"]) == (kind, pid)
-        assert line.endswith(event["text"]), "the log says the same"
-        assert lines[-1].endswith(event["text"])
+        assert event["pid"] == pid
+        if pid is not None:
+            assert line.endswith(event["text"]), "the log says the same"
+        server.wait_ready(3)
+        assert pid not in server.children()
+        assert top(server)[-1].endswith(event["text"])
+
+    # It crashed, and with which request.
+    assert server.ask("POST", "/crash", b"").status == 502
+    (lost,) = server.wait_log('msg="request lost its worker"')
+    found = re.search(r'worker-pid=(\d+) method=POST target="/crash" outcome="it was answered 502"$', lost)
+    assert found
+    last_is("death", int(found[1]), rf'msg="worker died" worker-pid={found[1]} exit-code=7 ')
+    # Somebody asked, for one or for all.
+    pid = server.children()[0]
+    assert server.ctl(f"drain {pid}") == ["OK"]
+    last_is("replaced", pid, rf'msg="worker ended" worker-pid={pid} .*cause=drained')
+    pid = server.children()[0]
+    assert server.ctl(f"kill {pid}") == ["OK"]
+    last_is("end", pid, rf'msg="worker ended" worker-pid={pid} signal=SIGKILL .*cause=killed')
+    assert server.ctl("restart-workers") == ["OK"]
+    last_is("restart", None, 'msg="restarting workers" reason="asked for on the control socket"')
+    asked, done = page(server)["events"][-2:]
+    assert asked["text"] == "restarting all workers: asked for on the control socket"
+    assert done["text"] == "all workers have been replaced"
+    assert top(server)[-2].endswith(asked["text"])
