@@ -63,3 +63,8 @@ def socket_activate() -> str:
 @pytest.fixture(scope="session")
 def logrotate() -> str:
     return find("logrotate")
+
+
+@pytest.fixture(scope="session")
+def collectd() -> str:
+    return find("collectd", large=True)
