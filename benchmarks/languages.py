@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ from poolparty.check.worker import Failed
 from poolparty.wire.frames import Ready
 
 CHECKOUT = Path(__file__).resolve().parent.parent
+CONFIGURATIONS = CHECKOUT / "conf" / "languages"
 PAGE = CHECKOUT / "docs" / "languages.md"
 INTERPRETERS = CHECKOUT / ".cache" / "interpreters" / "bin"
 
@@ -257,6 +259,17 @@ def measured_how(seconds: int, rounds: int, children: int, about: Mapping[str, s
     return text + (" The machine was busy with other things: trust them little." if load > 4 else "")
 
 
+def configurations() -> str:
+    """Links to the ready configurations."""
+    names = sorted(path.stem for path in CONFIGURATIONS.glob("*.py"))
+    return textwrap.fill(
+        ", ".join(f"[{name}](../conf/languages/{name}.py)" for name in names),
+        110,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+
+
 def page(rows: Sequence[Row], how: str) -> str:
     """docs/languages.md"""
     return f"""# Languages
@@ -270,6 +283,11 @@ offers is in its README.
 
 {table(rows)}
 {how or "Requests/s are filled in by the command above, on a machine that does nothing else."}
+
+To begin with, a configuration with what the users of a language need, which serves the example from this
+checkout (`poolparty -c conf/languages/ruby.py`); copy it to your application's folder as poolparty.conf.py:
+
+{configurations()}
 
 `ready`, `health-reply`, `stream` and `stack` are described in [worker-protocol.md](worker-protocol.md).
 The checker is `poolparty-ctl check`: try it on your own application. A language that is not here is a
