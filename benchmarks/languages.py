@@ -26,8 +26,9 @@ from pathlib import Path
 from benchmarks import machine, wrk
 from benchmarks.figures import medians
 from benchmarks.processes import Server, ServerFailed, free_port
-from poolparty.check.checks import FEATURES, Bench, outcomes
+from poolparty.check.checks import Bench, outcomes
 from poolparty.check.worker import Failed
+from poolparty.wire.features import NAMES
 from poolparty.wire.frames import Ready
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -36,7 +37,7 @@ PAGE = CHECKOUT / "docs" / "languages.md"
 INTERPRETERS = CHECKOUT / ".cache" / "interpreters" / "bin"
 
 CONNECTIONS = 16
-OFFERED = f"{FEATURES},stream,stack"
+OFFERED = ",".join(NAMES)
 PATIENCE = 20.0
 """Seconds for whatever a worker owes the checker: some interpreters start slowly on a busy machine."""
 
@@ -135,7 +136,8 @@ def look(language: Language, folder: Path) -> Row:
     bench = Bench(command, echo=False, patience=PATIENCE)
     try:
         _, ready = bench.started(OFFERED)
-        row.features = ready.features if isinstance(ready, Ready) else ()
+        said = ready.features if isinstance(ready, Ready) else ()
+        row.features = tuple(name for name in NAMES if name in said)
     except Failed as error:
         row.missing = str(error)
         return row
@@ -289,7 +291,7 @@ checkout (`poolparty -c conf/languages/ruby.py`); copy it to your application's 
 
 {configurations()}
 
-`ready`, `health-reply`, `stream` and `stack` are described in [worker-protocol.md](worker-protocol.md).
+The features are described in [worker-protocol.md](worker-protocol.md).
 The checker is `poolparty-ctl check`: try it on your own application. A language that is not here is a
 hundred lines away: [writing-a-worker.md](writing-a-worker.md); an executable in any language at all can
 also be a CGI script: `poolparty -- python3 -m poolparty.cgi SCRIPT`.
