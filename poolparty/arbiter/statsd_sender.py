@@ -105,8 +105,8 @@ class _Lookup:
         try:
             self.found = self._ask(socket.AI_NUMERICHOST)
             self._due = float("inf")
-        except OSError:
-            pass  # it is a name
+        except (OSError, ValueError):
+            pass  # it is a name, or what looks like one
 
     @property
     def pending(self) -> bool:
@@ -123,7 +123,7 @@ class _Lookup:
     def _look_up(self) -> None:
         try:
             self.found, self.error = self._ask(), None
-        except (OSError, UnicodeError) as error:
+        except (OSError, ValueError) as error:
             self.error = f"its name is not found: {error}"
             self._due = time.monotonic() + LOOKUP_RETRY
 

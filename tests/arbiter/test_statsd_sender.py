@@ -194,6 +194,17 @@ def test_a_name_is_looked_up_while_everything_goes_on(
     assert receiver.recv(100) == b"2"  # the last address holds until there is another
 
 
+def test_what_no_name_server_can_be_asked_for_is_no_more_than_a_line_in_the_log(
+    make: Callable[..., StatsdSender], caplog: pytest.LogCaptureFixture
+) -> None:
+    sender = make(("a" * 70 + "..b", 8125))
+    sender.tick(1.0)
+    assert sender._lookup is not None and sender._lookup._thread is not None
+    sender._lookup._thread.join(10)
+    sender.tick(1.1)
+    assert "its name is not found" in caplog.text
+
+
 def test_another_receiver_gets_what_the_first_did_not(
     make: Callable[..., StatsdSender], stats: Snapshot, receiver: socket.socket, tmp_path: Path
 ) -> None:
