@@ -10,9 +10,9 @@ import json
 import os
 import re
 import shlex
-import statistics
 import time
-from collections.abc import Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from poolparty.arbiter import sampling
@@ -154,8 +154,8 @@ def snapshot(pool: Pool, sampler: sampling.Sampler = sampling.processes) -> Snap
             }
         )
 
-    for shown in children:
-        shown["outgrown"] = outgrown(shown, children)
+    for shown, ratio in zip(children, outgrown(children), strict=True):
+        shown["outgrown"] = ratio
 
     totals = pool.scoreboard.totals()
     return {
@@ -208,17 +208,23 @@ MEMORY_MARGIN = 10 * 2**20
 """A child's memory stands out from so many times the others' median on, and so many bytes more."""
 
 
-def outgrown(child: Mapping[str, Any], children: Iterable[Mapping[str, Any]]) -> float | None:
-    """How many times the memory of the others (their median; of those that have booted) a child has, where
-    that stands out; None: it does not."""
-    others = [
-        each["rss"] for each in children if each is not child and each["rss"] and each["state"] != "booting"
-    ]
-    if not others or child["rss"] is None:
-        return None
-    median = statistics.median_low(others)
-    stands_out = child["rss"] >= max(MEMORY_RATIO * median, median + MEMORY_MARGIN)
-    return round(child["rss"] / median, 1) if stands_out else None
+def outgrown(children: Sequence[Mapping[str, Any]]) -> list[float | None]:
+    """Of each child how many times the memory of the others it has (their median; of those that have booted),
+    where that stands out; None: it does not."""
+    ordered = sorted(child["rss"] for child in children if child["rss"] and child["state"] != "booting")
+    found: list[float | None] = []
+    for child in children:
+        size = child["rss"] or 0
+        place = bisect_left(ordered, size) if child["state"] != "booting" else len(ordered)
+        itself = place < len(ordered) and ordered[place] == size
+        middle = (len(ordered) - itself - 1) // 2
+        if middle < 0:
+            found.append(None)
+            continue
+        median = ordered[middle + (itself and middle >= place)]
+        stands_out = size >= max(MEMORY_RATIO * median, median + MEMORY_MARGIN)
+        found.append(round(size / median, 1) if stands_out else None)
+    return found
 
 
 def running(board: Scoreboard, slot: int, now: float) -> dict[str, Any] | None:

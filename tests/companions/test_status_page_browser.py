@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sys
@@ -117,12 +118,15 @@ def page(driver: webdriver.Chrome) -> Iterator[Page]:
     page = Page(driver)
     page.complaints()
     yield page
-    driver.get("about:blank")
     assert page.complaints() == []
 
 
-def start(directory: Path, *options: str, **how: Any) -> Server:
-    return Server(directory, "--admin-address", "127.0.0.1:0", *options, **how)
+@contextlib.contextmanager
+def served(page: Page, directory: Path, *options: str, **how: Any) -> Iterator[Server]:
+    """A server that the page is left before it stops: its questions would be refused."""
+    with Server(directory, "--admin-address", "127.0.0.1:0", *options, **how) as server:
+        yield server
+        page.driver.get("about:blank")
 
 
 def admin(server: Server) -> str:
@@ -164,7 +168,7 @@ def same(page: dict[str, Any], stats: dict[str, Any]) -> bool:
 
 
 def test_it_shows_what_the_server_says_under_load_and_through_a_restart(page: Page, tmp_path: Path) -> None:
-    with start(tmp_path, "--min-pool-size", "2", "--max-pool-size", "3") as server:
+    with served(page, tmp_path, "--min-pool-size", "2", "--max-pool-size", "3") as server:
         before = server.wait_ready(2)
         page.open(admin(server))
         page.wait(lambda shown: same(shown, server.stats()), "what the server says, before any request")
@@ -204,7 +208,7 @@ def test_it_shows_what_the_server_says_under_load_and_through_a_restart(page: Pa
 
 
 def test_its_buttons_do_what_they_say_and_killing_asks_first(page: Page, tmp_path: Path) -> None:
-    with start(tmp_path, "--max-pool-size", "2", expected=["worker ended.*cause=killed"]) as server:
+    with served(page, tmp_path, "--max-pool-size", "2", expected=["worker ended.*cause=killed"]) as server:
         (first,) = server.wait_ready(1)
         page.open(admin(server))
         page.press("Remove a worker")
@@ -249,7 +253,7 @@ def test_its_buttons_do_what_they_say_and_killing_asks_first(page: Page, tmp_pat
 
 
 def test_below_the_admin_prefix_it_shows_and_has_no_buttons(page: Page, tmp_path: Path) -> None:
-    with start(tmp_path, "--admin-prefix", "/-/pool/") as server:
+    with served(page, tmp_path, "--admin-prefix", "/-/pool/") as server:
         server.wait_ready(1)
         page.open(admin(server))
         assert {"Restart workers", "Kill"} <= set(page.read()["buttons"])
@@ -271,7 +275,7 @@ def test_below_the_admin_prefix_it_shows_and_has_no_buttons(page: Page, tmp_path
 
 
 def test_rows_are_sorted_by_the_heading_that_is_pressed(page: Page, tmp_path: Path) -> None:
-    with start(tmp_path, "--min-pool-size", "3", "--max-pool-size", "3") as server:
+    with served(page, tmp_path, "--min-pool-size", "3", "--max-pool-size", "3") as server:
         server.wait_ready(3)
         with server.gate("a") as one, server.gate("b") as other:
             # All three answer, so that each has a number of requests of its own.
@@ -306,7 +310,7 @@ def test_rows_are_sorted_by_the_heading_that_is_pressed(page: Page, tmp_path: Pa
 
 
 def test_an_outage_is_told_and_it_goes_on_by_itself(page: Page, tmp_path: Path) -> None:
-    with start(tmp_path / "one") as server:
+    with Server(tmp_path / "one", "--admin-address", "127.0.0.1:0") as server:
         (pid,) = server.wait_ready(1)
         page.open(admin(server))
         port = server.admin_port
@@ -315,7 +319,7 @@ def test_an_outage_is_told_and_it_goes_on_by_itself(page: Page, tmp_path: Path) 
         assert shown["connection"].startswith("The server has not answered since ")
         assert (shown["state"], shown["title"]) == ("No answer", "No answer · Poolparty")
         assert pids(shown) == [pid], "what was known stays"
-    with Server(tmp_path / "two", "--admin-address", f"127.0.0.1:{port}") as server:
+    with served(page, tmp_path / "two", "--admin-address", f"127.0.0.1:{port}") as server:
         (other,) = server.wait_ready(1)
         shown = page.wait(lambda shown: pids(shown) == [other], "the new server's worker")
         assert shown["connection"] is None
@@ -327,7 +331,7 @@ def test_an_outage_is_told_and_it_goes_on_by_itself(page: Page, tmp_path: Path) 
 def test_a_slow_request_stands_out_as_text_and_a_phone_needs_no_sideways_scrolling(
     page: Page, tmp_path: Path
 ) -> None:
-    with start(tmp_path, "--request-ids", "--min-pool-size", "2", "--max-pool-size", "2") as server:
+    with served(page, tmp_path, "--request-ids", "--min-pool-size", "2", "--max-pool-size", "2") as server:
         server.wait_ready(2)
         with server.gate() as gate:
             target = f"{gate}&x=<img/src=x/onerror=alert(1)>{'y' * 300}"
@@ -365,7 +369,7 @@ poolparty.serve(handler)
 """
     )
     pool = ("--min-pool-size", "3", "--max-pool-size", "3", "--worker-memory-limit", "120M")
-    with start(tmp_path, *pool, command=[sys.executable, str(tmp_path / "leaky.py")]) as server:
+    with served(page, tmp_path, *pool, command=[sys.executable, str(tmp_path / "leaky.py")]) as server:
         server.wait_ready(3)
         page.open(admin(server))
         with server.connect() as client:
@@ -384,7 +388,7 @@ poolparty.serve(handler)
 
 
 def test_a_viewer_who_stays_gets_only_what_is_new(page: Page, tmp_path: Path) -> None:
-    with start(tmp_path) as server:
+    with served(page, tmp_path) as server:
         server.wait_ready(1)
         page.open(admin(server))
         names = page.wait(lambda shown: page.driver.execute_script(ASKED)[3:], "some questions") and (

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import socket
+import statistics
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +14,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from poolparty.arbiter.sampling import Sampler, Usage
@@ -284,9 +287,26 @@ def test_a_child_stands_out_that_has_outgrown_the_others(
     sizes: tuple[int | None, ...], expected: list[float | None]
 ) -> None:
     children = [{"rss": size and size * 2**20, "state": "idle"} for size in sizes]
-    assert [report.outgrown(child, children) for child in children] == expected
+    assert report.outgrown(children) == expected
     booting = {"rss": 2**20, "state": "booting"}
-    assert [report.outgrown(child, [*children, booting]) for child in children] == expected
+    assert report.outgrown([booting, *children]) == [None, *expected]
+
+
+@given(st.lists(st.tuples(st.integers(0, 200), st.booleans()), max_size=9))
+def test_the_others_are_all_but_oneself_and_those_that_boot(drawn: list[tuple[int, bool]]) -> None:
+    children = [
+        {"rss": size * 2**20 or None, "state": "booting" if boots else "busy"} for size, boots in drawn
+    ]
+    for child, ratio in zip(children, report.outgrown(children), strict=True):
+        others = [
+            each["rss"]
+            for each in children
+            if each is not child and isinstance(each["rss"], int) and each["state"] != "booting"
+        ]
+        median = statistics.median_low(others) if others else 0
+        least = max(1.5 * median, median + 10 * 2**20)
+        size = child["rss"] if isinstance(child["rss"], int) else 0
+        assert ratio == (round(size / median, 1) if others and size >= least else None)
 
 
 # What a child runs.
