@@ -141,6 +141,7 @@ def test_the_defaults_are_those_of_the_original() -> None:
         worker_rendezvous_timeout=60,
         worker_request_timeout=60,
         worker_request_grace=5,
+        stream_cancel_timeout=5,
         worker_restart_delay=1,
         worker_boot_timeout=60,
         worker_health_check_interval=120,
@@ -573,8 +574,9 @@ def test_gunicorns_defaults_ask_for_nothing_that_is_refused() -> None:
     pool_config().validate()
 
 
-def test_our_flags_take_no_abbreviation_from_gunicorn_but_one() -> None:
-    """argparse accepts any unambiguous prefix; --sp for --spew is the one that --spare-workers takes away."""
+def test_our_flags_take_no_abbreviation_from_gunicorn_but_two() -> None:
+    """argparse accepts any unambiguous prefix; --spare-workers takes --sp away from --spew, and our options of
+    streams --str from one that is refused anyway."""
     gunicorns = {
         flag for s in KNOWN_SETTINGS if s.section != SECTION for flag in s.cli or () if flag[:2] == "--"
     }
@@ -584,7 +586,7 @@ def test_our_flags_take_no_abbreviation_from_gunicorn_but_one() -> None:
     prefixes = {flag[:end] for flag in gunicorns for end in range(3, len(flag))} - gunicorns
     unambiguous = {prefix for prefix in prefixes if sum(flag.startswith(prefix) for flag in gunicorns) == 1}
     taken = {prefix for prefix in unambiguous if any(flag.startswith(prefix) for flag in ours)}
-    assert taken == {"--sp"}
+    assert taken == {"--sp", "--str"}
 
 
 # What is generated.
