@@ -575,8 +575,8 @@ def test_gunicorns_defaults_ask_for_nothing_that_is_refused() -> None:
 
 
 def test_our_flags_take_no_abbreviation_from_gunicorn_but_two() -> None:
-    """argparse accepts any unambiguous prefix; --spare-workers takes --sp away from --spew, and the options of
-    streams take --str away from one that is refused anyway."""
+    """argparse accepts any unambiguous prefix; --spare-workers takes --sp away from --spew, and the options
+    of streams take --str away from one that is refused anyway."""
     gunicorns = {
         flag for s in KNOWN_SETTINGS if s.section != SECTION for flag in s.cli or () if flag[:2] == "--"
     }
