@@ -55,10 +55,12 @@ def receiver() -> Iterator[Receiver]:
     receiver.socket.close()
 
 
-def test_the_pool_is_told_of_while_it_runs_and_to_its_last_request(serve: Serve, receiver: Receiver) -> None:
-    server = serve(
-        "--statsd-host", f"127.0.0.1:{receiver.port}", "--statsd-prefix", "site", "--access-logfile", "-"
-    )
+@pytest.mark.parametrize("gunicorn", [False, True], ids=["poolparty", "gunicorn"])
+def test_the_pool_is_told_of_while_it_runs_and_to_its_last_request(
+    serve: Serve, receiver: Receiver, gunicorn: bool
+) -> None:
+    options = ["--statsd-host", f"127.0.0.1:{receiver.port}", "--statsd-prefix", "site"]
+    server = serve(*options, "--access-logfile", "-", gunicorn=gunicorn)
     server.wait_ready()
     for _ in range(5):
         server.get("/")
