@@ -47,6 +47,7 @@ from poolparty.stats import events, report
 from poolparty.stats.history import History
 from poolparty.stats.notice import Notice
 from poolparty.stats.scoreboard import ChildWord, PoolWord, Scoreboard, SeatWord
+from poolparty.stats.utilization import Utilization
 
 if TYPE_CHECKING:
     from poolparty.arbiter.statsd_sender import StatsdSender
@@ -119,6 +120,7 @@ class PoolThread:
             self, options.ctl_socket, self.log, uids=(cfg.uid,), group=options.ctl_socket_group
         )
         self.admin = AdminServer(self, options.admin_address, options.agent_address, self.log)
+        self.utilization = Utilization()
         self.history: History | None = None
         if options.admin_address is not None or options.admin_prefix is not None:
             self.history = History(self.scoreboard, self.started_at)
@@ -364,7 +366,7 @@ class PoolThread:
 
     def capacity(self) -> tuple[str | None, float]:
         """For a load balancer: `down` or `drain` if it is to send nothing new, and the share of children that
-        are free.
+        were free on average since it asked before.
 
         A rolling restart does not drain: its children serve all the while, and where every server restarts
         at once a balancer would be left without any. The load goes elsewhere by weight, if it can.
@@ -374,10 +376,17 @@ class PoolThread:
             return "drain", 0.0  # not `down`: what it runs it still answers
         if self.why_not_ready() is not None:
             return "down", 0.0
-        busy, _, queued = self._load()
         most = self.options.max_pool_size
-        free = max(most - busy - queued, 0) / most
+        free = max(most - self._utilization(), 0.0) / most
         return None, min(free, RESTART_SHARE) if self.policy.restarting else free
+
+    def _utilization(self) -> float:
+        """How many children were busy on average since the load balancer asked before."""
+        now = time.monotonic()
+        live = (child.slot for child in self.children.values() if child.state in LIVE_STATES)
+        since = [running[0] for slot in live if (running := self.scoreboard.runs(slot)) is not None]
+        spent = self.scoreboard.distributions()["service"].sum
+        return self.utilization.look(now, spent, sum(now - started for started in since), len(since))
 
     def _draining(self) -> list[bool]:
         """Of each HTTP worker that has booted, whether it takes no new connections."""

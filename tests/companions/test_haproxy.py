@@ -171,7 +171,6 @@ def test_a_servers_state_and_weight_follow_what_it_can_take(
         Client(balancer.address) as three,
     ):
         one.request("GET", f"/gate?path={first}")
-        balancer.wait("one", ("UP", 50))
         two.request("GET", f"/gate?path={second}")
         balancer.wait("one", ("UP", 4))
         # Busy, not drained: a request waits there for a child, and is not told 503.
@@ -279,5 +278,5 @@ def test_where_all_restart_at_once_none_is_taken_out(
         assert balancer.state("one")[0] == "UP"
         gate.unlink()
         server.wait_log("workers are those of the new configuration")
-    balancer.wait("one", ("UP", 100))
+    wait_until(lambda: balancer.state("one")[1] > 10, "the weight of before")
     assert load.report.count() == 0, load.report

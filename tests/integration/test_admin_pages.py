@@ -272,7 +272,9 @@ def test_the_agent_tells_a_load_balancer_how_much_is_free(serve: Serve) -> None:
         client = server.connect()
         client.send(f"GET {target} HTTP/1.1\r\nHost: h\r\n\r\n".encode())
         server.wait_busy()
-        assert says() == "up ready 50%\n"
+        wait_until(lambda: says() == "up ready 50%\n", "half of them free on average")
+        server.signal(signal.SIGTERM)
+        wait_until(lambda: says() == "drain\n", "that it stops")
     assert client.answer().status == 200
 
 
