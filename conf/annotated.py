@@ -141,8 +141,14 @@ worker_class = "poolparty.GWorker"
 # Requests that may wait for a child in one HTTP worker; one more is answered 503 at once.
 # request_backlog = 1024
 
-# The largest request body, in bytes; a larger one is answered 413.
+# The largest request body; a larger one is answered 413.
 # max_request_body_size = 4194304
+
+# Up to this size a request body is held in memory; a larger one goes to a file as it comes.
+# request_spool_size = 1048576
+
+# Where those files are made; by default where the system has its temporary files (TMPDIR).
+# request_spool_dir = "/var/spool/app"
 
 # A directory whose files are served below static_url_prefix, before any child is asked.
 # static_root = "/srv/app/static"

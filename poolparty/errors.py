@@ -17,8 +17,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-# What an HTTP worker may blame on the request itself; any other status is a mistake of ours.
-REQUEST_STATUSES = frozenset({400, 408, 413, 414, 417, 421, 431, 501, 505})
+# What a request may be refused with before a child is asked; any other status is a mistake of ours.
+REQUEST_STATUSES = frozenset({400, 408, 413, 414, 417, 421, 431, 500, 501, 505, 507})
 
 
 class PoolpartyError(Exception):

@@ -35,7 +35,7 @@ APPLICATION = "poolparty.worker.gworker:application"
 
 # PROTOCOL: a frame holds at most 0x7fffffff bytes; what is not body (uri, headers) has 1 MiB of it, which is
 # more than gunicorn's limits let through (100 fields of 8,190 bytes by default).
-MAX_BODY = 0x7FFFFFFF - (1 << 20)
+MAX_BODY = 1 << 50
 # The bound of the original, which formats no more digits.
 MAX_CHILDREN = 10_000_000
 # A year: timers of every kind still take it, and whoever wants "never" has it.
@@ -118,6 +118,18 @@ def parse_size(value: object) -> int:
     if match is None:
         raise ValueError("this is no size; give a number of bytes, or one with a unit as in 512M or 2G")
     return int(match[1]) << 10 * " KMGT".index(match[2].upper() or " ")
+
+
+def size_up_to(high: int) -> Callable[[object], int]:
+    """parse_size with a bound."""
+
+    def parse(value: object) -> int:
+        size = parse_size(int(value) if isinstance(value, str) and value.strip().isdigit() else value)
+        if size > high:
+            raise ValueError(f"this has to be a size of at most {high:,} bytes")
+        return size
+
+    return parse
 
 
 def parse_command(value: object) -> tuple[str, ...]:
@@ -630,11 +642,26 @@ OPTIONS = (
         that have not been accepted are gunicorn's `backlog`, open ones its `worker_connections`.""",
     ),
     Option(
-        "max_request_body_size", 4_194_304, whole_number(0, MAX_BODY), "BYTES",
-        text="""The largest request body, in bytes; a larger one is answered 413.
+        "max_request_body_size", 4_194_304, size_up_to(MAX_BODY), "SIZE",
+        text="""The largest request body; a larger one is answered 413.
 
-        A body is held in memory until its request is answered, so this times the requests at once has to fit.
-        The protocol's frames hold just under 2 GiB.""",
+        Bytes, or with a unit: `20M`, `4G`. What goes beyond request_spool_size waits in a file, not in
+        memory. A child whose worker library does not announce `body-file` gets the body in a frame, which
+        holds just under 2 GiB.""",
+    ),
+    Option(
+        "request_spool_size", 1_048_576, parse_size, "SIZE",
+        text="""Up to this size a request body is held in memory; a larger one goes to a file as it comes.
+
+        It is kept until its request is answered: this times the requests at once has to fit in memory.""",
+    ),
+    Option(
+        "request_spool_dir", None, parse_directory, "DIRECTORY", example="/var/spool/app",
+        text="""Where those files are made; by default where the system has its temporary files (TMPDIR).
+
+        On many systems /tmp is in memory: name a directory on a disk where uploads are large. A child that
+        announces `body-file` is given the file's path, and may link it elsewhere to keep it: it is removed
+        when the request is answered. Where no room is left a client is answered 507.""",
     ),
     Option(
         "static_root", None, parse_directory, "DIRECTORY", example="/srv/app/static",
@@ -739,6 +766,8 @@ class Options:
     request_write_timeout: float
     request_backlog: int
     max_request_body_size: int
+    request_spool_size: int
+    request_spool_dir: str | None
     static_root: str | None
     static_url_prefix: str
     static_compress: bool
@@ -913,6 +942,8 @@ def prepare(cfg: Config) -> Options:
     check_rights(options)
     for name in ("static_root", "sendfile_root"):
         _check_root(cfg, name, getattr(options, name))
+    if options.request_spool_dir is not None:
+        _check_spool_dir(cfg, options.request_spool_dir)
     heartbeats = cfg.settings["worker_tmp_dir"].get()
     if heartbeats is not None and not os.access(heartbeats, os.W_OK | os.X_OK):
         wrong = "no file can be made there; give a directory that can be written, as /dev/shm"
@@ -970,6 +1001,17 @@ def _check_root(cfg: Config, name: str, root: str | None) -> None:
     if not os.path.isdir(folder):
         wrong = f"there is no directory {os.path.normpath(folder)}; give the one that holds the files"
         raise ConfigError(complaint(name, root, wrong))
+
+
+def _check_spool_dir(cfg: Config, directory: str) -> None:
+    folder = os.path.join(cfg.settings["chdir"].get(), directory)
+    if not os.path.isdir(folder):
+        wrong = f"there is no directory {os.path.normpath(folder)}; make it, for the user that serves"
+    elif os.geteuid() == cfg.settings["user"].get() and not os.access(folder, os.W_OK | os.X_OK):
+        wrong = "no file can be made there; give a directory that can be written"
+    else:
+        return
+    raise ConfigError(complaint("request_spool_dir", directory, wrong))
 
 
 def _check_tls(cfg: Config) -> None:

@@ -25,6 +25,7 @@ import random
 import resource
 import selectors
 import signal
+import tempfile
 import threading
 import time
 import traceback
@@ -32,6 +33,7 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from poolparty import spool
 from poolparty.arbiter import children, sampling, slowlog
 from poolparty.arbiter.admin import AdminServer
 from poolparty.arbiter.children import EXPECTED, NOTABLE, Child, Recipe
@@ -209,9 +211,14 @@ class PoolThread:
     def start(self) -> None:
         """Start the threads; the first children are started in the pool thread, by nobody else."""
         self._file_limit = _raise_file_limit()
+        self.sweep_spool()
         self.relay.start()
         self._thread = threading.Thread(target=self._run, name="pool", daemon=True)
         self._thread.start()
+
+    def sweep_spool(self) -> None:
+        """Remove what dead HTTP workers have left of request bodies."""
+        spool.sweep(os.path.abspath(self.options.request_spool_dir or tempfile.gettempdir()))
 
     def open_seat(self) -> Seat:
         """A place for an HTTP worker that is about to be forked. OSError: no row or no descriptor is left."""

@@ -226,6 +226,7 @@ class Lending:
         self._board.retire_seat(seat.id)
         del self.seats[seat.id]
         self._free.append(seat.id)
+        self._pool.sweep_spool()
 
     def _distrust(self, seat: Seat, why: str) -> None:
         """Whatever it holds cannot be had back from a process that talks nonsense: it has to end first."""

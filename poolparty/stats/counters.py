@@ -26,7 +26,11 @@ COUNTERS: tuple[Counter, ...] = (
     Counter("requests", "requests that arrived whole"),
     Counter("answered", "requests that a child answered", outcome=True),
     Counter("overloaded", "requests answered 503: the queue was full, or no child came", outcome=True),
-    Counter("failed", "requests answered 502: their child died, or its answer was unusable", outcome=True),
+    Counter(
+        "failed",
+        "requests whose child died or answered what is unusable, or whose body found no room",
+        outcome=True,
+    ),
     Counter("timed_out", "requests answered 504: their child ran for too long", outcome=True),
     Counter("static", "requests answered from static_root, or told that nothing is there", outcome=True),
     Counter("admin", "requests answered by the admin pages below admin_prefix", outcome=True),

@@ -23,7 +23,7 @@ from poolparty.wire.bare import encode_string
 from poolparty.wire.frames import ResponseHead
 from poolparty.worker.access import quoted
 from poolparty.worker.forwarded import host_and_port
-from poolparty.worker.reading import CONTINUE, NEVER, Phase, RequestReader
+from poolparty.worker.reading import CONTINUE, MAX_FRAME_BODY, NEVER, Phase, RequestReader
 from poolparty.worker.request import Request
 from poolparty.worker.response import (
     CHUNKED,
@@ -39,6 +39,7 @@ from poolparty.worker.response import (
 if TYPE_CHECKING:
     from poolparty.worker.lease import Lease
     from poolparty.worker.server import Server
+    from poolparty.worker.spooled import SpooledBody
     from poolparty.worker.transfer import Transfer
 
 LINGER_TIME = 2.0
@@ -107,6 +108,7 @@ class Connection(RequestReader):
     def connection_lost(self, exc: Exception | None) -> None:
         self.phase = Phase.CLOSED
         self.server.closed(self)
+        self._stop_reading_body()
         request, self.current = self.current, None
         if request is not None:
             self.server.dispatcher.forget(request)
@@ -119,6 +121,7 @@ class Connection(RequestReader):
     def _abandon(self, request: Request) -> None:
         """The client of a request has left before its answer's end."""
         request.connection = None
+        self._forget_spool(request.body)
         started, self._started_response = self._started_response, None
         self.server.count(_ABANDONED)
         self.server.add(_BYTES_SENT, self._sent)
@@ -169,17 +172,44 @@ class Connection(RequestReader):
         takes = self.server.takes
         if takes is not None and takes(request):
             return
+        body = request.body
+        if not isinstance(body, list) and not body.written:
+            if body.error is not None:
+                self._fail_spool(request, body.error)
+            return  # the rest follows when it is in its file
         if not self.server.dispatcher.submit(request, request.accepted):
             self.fail(request, 503)
+
+    def _spool_moved(self, spool: SpooledBody) -> None:
+        if self.phase is Phase.CLOSED:
+            return
+        request = self.current
+        if request is not None and request.body is spool:
+            if spool.error is not None:
+                self._fail_spool(request, spool.error)
+            elif spool.written and not self.server.dispatcher.submit(request, request.accepted):
+                self.fail(request, 503)
+        elif spool.error is not None and self._request is not None and self._request[0].body is spool:
+            self._refuse(self._spool_fault(spool.error))
+        self._resume_reading()
+
+    def _fail_spool(self, request: Request, error: OSError) -> None:
+        fault = self._spool_fault(error)
+        self._reject(request, fault.status, str(fault))
 
     def _refuse(self, error: RequestError) -> None:
         """Answer an error once what came before it is answered, read nothing more, and close."""
         self._last = True
         self._error = error
         self._refused_head = self._begun and self._method == b"HEAD"
-        self._request = None
+        self._stop_reading_body()
         if self.current is None and not self._pending:
             self._answer_error()
+
+    def _stop_reading_body(self) -> None:
+        if self._request is not None:
+            self._forget_spool(self._request[0].body)
+            self._request = None
 
     def _answer_error(self) -> None:
         error, self._error = self._error, None
@@ -414,6 +444,7 @@ class Connection(RequestReader):
         self._chunked = False
         self.current = None
         request.connection = None
+        self._forget_spool(request.body)
         self.server.count(outcome)
         self.server.add(_BYTES_SENT, self._sent)
         self.server.log_access(self, request, rendered.status if rendered else 502, self._sent)
@@ -440,6 +471,20 @@ class Connection(RequestReader):
         server.log_access(self, request, status, len(data))
         self._finished(request, len(data))
 
+    def too_large(self, request: Request) -> None:
+        """No frame holds the request's body, and its child takes no files."""
+        self._reject(request, 413, f"the body is larger than {MAX_FRAME_BODY} bytes")
+
+    def _reject(self, request: Request, status: int, sentence: str) -> None:
+        server = self.server
+        connection = self._connection_field(request, server.draining)
+        data = own_response(status, sentence, server.date, request.is_head, connection)
+        self.transport.write(data)
+        server.count(_OUTCOME[502])
+        server.add(_BYTES_SENT, len(data))
+        server.log_access(self, request, status, len(data))
+        self._finished(request, len(data))
+
     def _connection_field(self, request: Request, close: bool) -> bytes:
         """An answer's Connection field. close: end the connection with it, unless another answer is due
         behind it."""
@@ -452,6 +497,7 @@ class Connection(RequestReader):
     def _finished(self, request: Request, size: int) -> None:
         """A response is complete, at least in the transport's buffer: go on with the next request."""
         request.connection = None  # whatever becomes of its child: it has had its one answer
+        self._forget_spool(request.body)
         if size > WATCHED_SIZE:
             self.server.watch_flushing(self)
         self.current = None

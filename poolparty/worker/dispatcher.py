@@ -202,6 +202,10 @@ class Dispatcher:
             if not self.queue:
                 self._stop_waiting()
 
+    def takes_files(self) -> bool:
+        """Whether a child may be there that takes a body as a file."""
+        return not self.leases or any(lease.takes_files for lease in self.leases.values())
+
     def waits(self, request: Request) -> bool:
         """Whether a request has not reached a child yet."""
         return request in self.queue

@@ -33,10 +33,12 @@ from poolparty.wire.frames import (
 )
 from poolparty.wire.seat import Lend, Reason
 from poolparty.worker.request_id import id_of
+from poolparty.worker.transfer import NO_SENDFILE
 
 if TYPE_CHECKING:
     from poolparty.worker.dispatcher import Dispatcher
     from poolparty.worker.request import Request
+    from poolparty.worker.spooled import SpooledBody
 
 READ_SIZE = 64 * 1024
 """Bytes asked of fd 3 at once: what a pipe holds by default."""
@@ -67,6 +69,7 @@ class Lease:
 
     __slots__ = (
         "_answered",
+        "_file",
         "_hears_cancel",
         "_sent",
         "_started",
@@ -90,6 +93,7 @@ class Lease:
         "stalled",
         "stdin",
         "stdout",
+        "takes_files",
         "unwritten",
     )
 
@@ -112,7 +116,7 @@ class Lease:
         self.enlarged: tuple[int, ...] = ()  # those of its two pipes that are large, counted in the budget
         self.paused = 0.0  # when it was made to wait, time.monotonic()
         self.stalled = 0.0  # seconds that it waited so with this large response
-        self.shown: Request | None = None  # of which the scoreboard tells that it runs it
+        self.shown = 0  # the number of the request of which the scoreboard tells that it runs it
         self.begun = False  # the head of a large response, or of a stream, is here
         self.discarding = False  # the rest of it is read and thrown away: nobody wants it
         self.heard = 0.0  # when its stream last gave a sign of life, time.monotonic()
@@ -120,7 +124,10 @@ class Lease:
         base = dispatcher.board.child_base(lend.slot)
         most = dispatcher.words[base + ChildWord.MAX_REQUESTS]
         # How many answers until it is given back to be replaced; beyond that it only bridges until it is.
-        self._hears_cancel = bool(dispatcher.words[base + ChildWord.FEATURES] & Feature.STREAM_CANCEL)
+        features = dispatcher.words[base + ChildWord.FEATURES]
+        self.takes_files = bool(features & Feature.BODY_FILE)
+        self._hears_cancel = bool(features & Feature.STREAM_CANCEL)
+        self._file: tuple[int, int, int] | None = None  # what goes into its stdin: descriptor, from, to
         self.left = most - dispatcher.words[base + ChildWord.ANSWERED] if most else 0
         self._sent = base + ChildWord.SENT
         self._answered = base + ChildWord.ANSWERED
@@ -161,6 +168,8 @@ class Lease:
         head = request.head
         try:
             if request.body:
+                if not isinstance(request.body, list):
+                    return self._run_spooled(request, request.body)
                 if request.body_size > LARGE_BODY:
                     self._enlarge(self.stdin)
                 self._write_parts(deque(memoryview(part) for part in (head, *request.body)))
@@ -177,12 +186,44 @@ class Lease:
         self.outstanding.append(request)
         return True
 
+    def _run_spooled(self, request: Request, body: SpooledBody) -> bool:
+        """Hand on a body that is in a file: by its path, or through the pipe. OSError as from a write."""
+        if self.takes_files:
+            self._write_parts(deque((memoryview(body.frame),)))
+        elif request.head:
+            self._enlarge(self.stdin)
+            self._file = body.file, 0, body.size
+            try:
+                self._write_parts(deque((memoryview(request.head),)))
+            except OSError:
+                self._file = None
+                raise
+        else:
+            self.dispatcher.words[self._answered] += 1
+            if request.connection is not None:
+                request.connection.too_large(request)
+            self.dispatcher.loop.call_soon(self._next_after_nothing)
+            return True
+        self.outstanding.append(request)
+        return True
+
+    def _next_after_nothing(self) -> None:
+        if self.number in self.dispatcher.leases and not self.outstanding:
+            self._continue()
+
+    def _wire_size(self, request: Request) -> int:
+        """Bytes of a request's frame."""
+        body = request.body
+        if isinstance(body, list):
+            return len(request.head) + sum(map(len, body))
+        return len(body.frame) if self.takes_files else len(request.head) + body.size
+
     def show(self) -> None:
         """Tell on the scoreboard what the child runs, for those who look at what takes long."""
         request = self.outstanding[0]
-        if self.shown is not request:
-            self.shown = request
-            number = self.dispatcher.words[self._answered] + 1
+        number = self.dispatcher.words[self._answered] + 1
+        if self.shown != number:
+            self.shown = number
             text = b" ".join((id_of(request)[:MAX_SHOWN_ID] or b"-", request.method, request.target))
             self.dispatcher.board.tell_runs(self.slot, number, text)
 
@@ -203,9 +244,11 @@ class Lease:
         """How many of the outstanding requests, counted from the last, the child has read nothing of."""
         unread = int.from_bytes(fcntl.ioctl(self.stdin, termios.FIONREAD, bytes(4)), sys.byteorder)
         unread += sum(map(len, self.unwritten or ()))
+        if self._file is not None:
+            unread += self._file[2] - self._file[1]
         count = 0
         for request in reversed(self.outstanding):
-            unread -= len(request.head) + sum(map(len, request.body))
+            unread -= self._wire_size(request)
             if unread < 0:
                 break
             count += 1
@@ -247,6 +290,34 @@ class Lease:
                 parts[0] = parts[0][written:]
         if parts:
             self._wait_writable(parts)
+        elif self._file is not None:
+            self._write_file()
+
+    def _write_file(self) -> None:
+        """Let the kernel move the file on into the pipe, until that is full."""
+        assert self._file is not None
+        file, at, end = self._file
+        try:
+            while at < end:
+                moved = move(file, at, min(end - at, LARGE_PIPE), self.stdin)
+                if not moved:
+                    self.dispatcher.loop.call_soon(self._file_broke_off)
+                    break
+                at += moved
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._file = file, at, end
+            self.unwritten = deque()  # it died in the middle: fd 3 says so too, and there it is handled
+            return
+        if at < end:
+            self._file = file, at, end
+            self._wait_writable(deque())
+        else:
+            self._file = None
+
+    def _file_broke_off(self) -> None:
+        self.dispatcher.broken(self, "the file with its request's body has become shorter", logging.ERROR)
 
     def _wait_writable(self, parts: deque[memoryview]) -> None:
         self.unwritten = parts
@@ -256,9 +327,9 @@ class Lease:
         """The child has read some: write on."""
         parts, self.unwritten = self.unwritten, None
         self.dispatcher.loop.remove_writer(self.stdin)
-        if parts:
+        if parts or self._file is not None:
             try:
-                self._write_parts(parts)
+                self._write_parts(parts or deque())
             except OSError:
                 # What the child answered before it died is told by fd 3, and its death too.
                 self.unwritten = parts
@@ -512,5 +583,16 @@ class Lease:
         if self.unwritten is not None:
             self.unwritten = None
             loop.remove_writer(self.stdin)
+        self._file = None
         os.close(self.stdin)
         os.close(self.stdout)
+
+
+def move(file: int, at: int, size: int, pipe: int) -> int:
+    """Move bytes of a file into a pipe: how many. BlockingIOError: the pipe is full."""
+    try:
+        return os.sendfile(pipe, file, at, size)
+    except OSError as error:
+        if error.errno not in NO_SENDFILE:
+            raise
+    return os.write(pipe, os.pread(file, min(size, READ_SIZE), at))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import errno
 import re
 from collections import deque
 from time import monotonic
@@ -24,7 +25,7 @@ import httptools
 from poolparty.errors import RequestError
 from poolparty.stats.scoreboard import COUNTER_INDEX
 from poolparty.wire.bare import UINT, encode_string, encode_uint
-from poolparty.wire.frames import encode_headers
+from poolparty.wire.frames import MAX_PAYLOAD, encode_headers
 from poolparty.worker.request import (
     FORBIDDEN_TRAILERS,
     PLAIN_TARGET,
@@ -40,10 +41,12 @@ from poolparty.worker.request import (
 )
 from poolparty.worker.request_id import FIELD as ID_FIELD
 from poolparty.worker.request_id import SIZE as ID_SIZE
+from poolparty.worker.spooled import FULL
 
 if TYPE_CHECKING:
     from poolparty.worker.connection import Connection
     from poolparty.worker.server import Server
+    from poolparty.worker.spooled import SpooledBody
 
 MAX_PIPELINED = 16
 """Whole requests that wait behind the one being answered before the connection is read no further."""
@@ -57,6 +60,11 @@ a chunk of a single byte has five."""
 
 LARGE_BODY = 128 * 1024
 """Bytes of a request's body from which on it goes past the parser."""
+
+MAX_FRAME_BODY = MAX_PAYLOAD - (1 << 20)
+"""Bytes of a body that a frame holds for certain beside its head."""
+
+SPOOL_STEP = 1024 * 1024
 
 CHUNKED = -1
 """In place of how many bytes of a body are to come."""
@@ -121,6 +129,8 @@ class RequestReader(asyncio.Protocol):
         "_request",
         "_reused",
         "_rules",
+        "_spool",
+        "_spool_mark",
         "_tail",
         "_target",
         "_unread",
@@ -161,6 +171,8 @@ class RequestReader(asyncio.Protocol):
         self._tail = b""  # its last three bytes: an empty line may be split between two reads
         self._unread = b""  # what came behind as many requests as may wait
         self._request: tuple[Request, dict[bytes, bytes], bytes] | None = None  # its body is arriving
+        self._spool: SpooledBody | None = None  # of the last large body
+        self._spool_mark = 0  # bytes of it after which its client has earned more time
         self._pending: deque[Request] | None = None
         self._error: RequestError | None = None  # to be answered once what came before it is
         self._refused_head = False  # it is about a HEAD request
@@ -197,7 +209,11 @@ class RequestReader(asyncio.Protocol):
             self.transport.resume_reading()
 
     def _may_read(self) -> bool:
-        return not self._paused_writing and (not self._pending or len(self._pending) < MAX_PIPELINED // 2)
+        return (
+            not self._paused_writing
+            and (not self._pending or len(self._pending) < MAX_PIPELINED // 2)
+            and (self._spool is None or not self._spool.full)
+        )
 
     def data_received(self, data: bytes) -> None:
         if self._last:
@@ -448,6 +464,11 @@ class RequestReader(asyncio.Protocol):
         self._past_parser = not chunked and length > LARGE_BODY
         if length > server.max_body:
             raise RequestError(413, f"the body is larger than {server.max_body} bytes")
+        if length > MAX_FRAME_BODY and not server.dispatcher.takes_files():
+            raise RequestError(413, f"the body is larger than {MAX_FRAME_BODY} bytes")
+        self._spool = None
+        if length > server.spool_size:
+            self._start_spool(built[0])
         if (length or chunked) and built[0].expects_continue and self.current is None and not self._pending:
             # Behind another request it waits: its client sends the body anyhow after a while (RFC 9110,
             # 10.1.1).
@@ -460,7 +481,14 @@ class RequestReader(asyncio.Protocol):
         request.body_size += len(body)
         if request.body_size > self.server.max_body:
             raise RequestError(413, f"the body is larger than {self.server.max_body} bytes")
+        if self._spool is not None:
+            self._write_spool(self._spool, body, request.body_size)
+            return
+        if request.body_size > self.server.spool_size:
+            self._spool_what_has_come(request, body)
+            return
         parts = request.body
+        assert isinstance(parts, list)
         if parts and len(body) < SMALL_PART:
             # Kept one by one, chunks of a few bytes would take many times the memory that the body may have.
             part = parts[-1]
@@ -470,6 +498,52 @@ class RequestReader(asyncio.Protocol):
                 parts.append(bytearray(body))
         else:
             parts.append(body)
+
+    def _start_spool(self, request: Request) -> SpooledBody:
+        try:
+            self._spool = request.body = self.server.spool.body()
+        except OSError as error:
+            raise self._spool_fault(error) from None
+        self._spool_mark = SPOOL_STEP
+        self._spool.listener = self._spool_moved
+        return self._spool
+
+    def _spool_what_has_come(self, request: Request, body: bytes) -> None:
+        """A body of chunks turns out to be a large one."""
+        parts = request.body
+        assert isinstance(parts, list)
+        spool = self._start_spool(request)
+        for part in (*parts, body):
+            self._write_spool(spool, bytes(part), request.body_size)
+
+    def _write_spool(self, spool: SpooledBody, data: bytes, size: int) -> None:
+        spool.write(data)
+        if spool.full:
+            self._pause_reading()
+        if size >= self._spool_mark:
+            # However large it is, it comes: request_read_timeout is for each SPOOL_STEP bytes of it.
+            self._spool_mark = size + SPOOL_STEP
+            if self.phase is Phase.READING:
+                self.deadline = monotonic() + self.server.read_timeout
+
+    def _forget_spool(self, body: list[bytes | bytearray] | SpooledBody) -> None:
+        """The file's end is that of the last reference to the body: it must not hold us, nor we it."""
+        if not isinstance(body, list):
+            body.listener = None
+            if self._spool is body:
+                self._spool = None
+
+    def _spool_fault(self, error: OSError) -> RequestError:
+        self.server.log.error(
+            'msg="a request body could not be written" directory="%s" error="%s"',
+            self.server.spool.directory,
+            error.strerror or error,
+        )
+        if error.errno in FULL:
+            return RequestError(507, "no room is left for the body")
+        if error.errno == errno.EFBIG:
+            return RequestError(413, "the body is larger than a file may be here")
+        return RequestError(500, "the body could not be stored")
 
     def on_message_complete(self) -> None:
         if self._request is None:
@@ -537,6 +611,10 @@ class RequestReader(asyncio.Protocol):
 
     def _submit(self, request: Request) -> None:
         """Have a whole request answered, at once."""
+        raise NotImplementedError
+
+    def _spool_moved(self, spool: SpooledBody) -> None:
+        """Some of a body has been written to its file, or could not be."""
         raise NotImplementedError
 
     def _refuse(self, error: RequestError) -> None:

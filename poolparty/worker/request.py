@@ -7,19 +7,22 @@ RequestError here.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import enum
+import os
 import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
-from poolparty.errors import RequestError
+from poolparty.errors import FrameError, RequestError
 from poolparty.wire.bare import encode_string
-from poolparty.wire.frames import request_head
+from poolparty.wire.frames import file_request, request_head
 
 if TYPE_CHECKING:
     from poolparty.worker.connection import Connection
+    from poolparty.worker.spooled import SpooledBody
 
 MAX_CACHED = 1024
 """Names and hosts remembered in their final form; a client that sends ever new ones gains nothing by it."""
@@ -73,7 +76,7 @@ class Request:
 
     connection: Connection | None
     remote: bytes  # `host:port` as a BARE string: the peer, or behind a trusted proxy its client
-    body: list[bytes | bytearray]
+    body: list[bytes | bytearray] | SpooledBody
     accepted: float  # seconds, time.monotonic(): when it had arrived whole
     started: float
     worker_pid: int  # of the child that runs it or ran it, 0: none has
@@ -241,9 +244,15 @@ def finish_request(request: Request, headers: dict[bytes, bytes], uri: bytes, re
     """Give a request whose body is complete its frame's head. `remote` is the client's address as a BARE
     string."""
     method = METHODS.get(request.method) or encode_string(request.method)
+    body = request.body
+    if not isinstance(body, list):
+        body.frame = file_request(remote, uri, method, headers, os.fsencode(body.path), body.size)
+        with contextlib.suppress(FrameError):  # a frame cannot hold it: it is for children that take files
+            request.head = request_head(remote, uri, method, headers, body.size)
+        return
     head = request_head(remote, uri, method, headers, request.body_size)
     if 0 < request.body_size <= SMALL_BODY:
-        head = b"".join((head, *request.body))
+        head = b"".join((head, *body))
         request.body = []
     request.head = head
 

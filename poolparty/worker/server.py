@@ -11,6 +11,7 @@ import contextlib
 import os
 import resource
 import signal
+import tempfile
 from collections.abc import Callable
 from email.utils import formatdate
 from time import monotonic, time
@@ -25,6 +26,7 @@ from poolparty.worker.reading import Phase
 from poolparty.worker.request import FieldRules
 from poolparty.worker.request_id import RequestIds
 from poolparty.worker.response import CLOSE, own_response
+from poolparty.worker.spooled import Spool
 
 if TYPE_CHECKING:
     from poolparty.arbiter.pool_thread import Seat
@@ -94,6 +96,8 @@ class Server:
             self.limit_request_field_size + 4
         )
         self.max_body = options.max_request_body_size
+        self.spool_size = options.request_spool_size
+        self.spool = Spool(os.path.abspath(options.request_spool_dir or tempfile.gettempdir()), loop)
         self.read_timeout = options.request_read_timeout
         self.write_timeout = options.request_write_timeout
         self.keepalive = float(cfg.keepalive)
@@ -216,6 +220,7 @@ class Server:
         if int(time()) != self._date_second:
             self._make_date()
         self.dispatcher.sweep(now)
+        self.spool.clear()
         if self.broken is not None:
             self.broken.sweep(self.dispatcher)
         if self._flushing:

@@ -76,6 +76,9 @@ class FakeConnection:
     def unusable(self, request: Request, error: AnswerError) -> None:
         self.fail(request, 502)
 
+    def too_large(self, request: Request) -> None:
+        self.fail(request, 413)
+
     def fail(self, request: Request, status: int) -> None:
         assert request.connection is not None, "it has had its answer"
         request.connection = None

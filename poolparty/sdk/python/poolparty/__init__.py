@@ -22,7 +22,7 @@ from _collections_abc import Mapping  # what collections.abc exports; os has loa
 TYPE_CHECKING = False  # typing's constant of this name would cost the import of typing
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
-    from typing import Any, TypeAlias
+    from typing import Any, BinaryIO, TypeAlias
 
     HeaderValue: TypeAlias = str | Sequence[str]
     Piece: TypeAlias = bytes | bytearray | memoryview | str
@@ -39,7 +39,7 @@ MAX_FRAME_SIZE = 0x7FFFFFFF
 MAX_MESSAGE_SIZE = 1000  # of a health reply: a line of the log
 
 # The tags of the two unions of the protocol.
-HTTP_REQUEST, HEALTH_CHECK_REQUEST, STREAM_CANCEL = 0, 1, 3
+HTTP_REQUEST, HEALTH_CHECK_REQUEST, HTTP_REQUEST_FILE, STREAM_CANCEL = range(4)
 HTTP_RESPONSE, READY, HEALTH_REPLY, RESPONSE_START, RESPONSE_CHUNK, RESPONSE_END = range(6)
 
 
@@ -66,38 +66,41 @@ def serve(handler: Callable[[Request], Answer], health_check: Callable[[], objec
     replies = says_ready and "health-reply" in offered
     streams = says_ready and "stream" in offered
     cancels = streams and "stream-cancel" in offered
+    takes_files = says_ready and "body-file" in offered
     shows = says_ready and "stack" in offered and _shows_stack()
     more: list[bytes] = []
     try:
         if says_ready:
             uses = ["health-reply"] * replies + ["stream"] * streams + ["stream-cancel"] * cancels
-            _write(sink, _ready(uses + ["stack"] * shows))
+            _write(sink, _ready(uses + ["body-file"] * takes_files + ["stack"] * shows))
         for data, at, end in _payloads(source, more):
             tag = data[at]
             if tag == HTTP_REQUEST:
                 request = Request.__new__(Request)  # its __init__ is for requests made by hand
-                request._data = data
-                request._at = at + 1
-                request._end = end
-                try:
-                    frame = _response(handler(request))
-                    if isinstance(frame, _Stream):
-                        frame = frame.start() if streams else frame.whole()
-                except Exception:
-                    _report(f"{request.method} {request.uri!r} failed")
-                    frame = _FAILED
-                if isinstance(frame, _Stream):
-                    _send_stream(sink, frame, request, _Behind(source, data[end:], more) if cancels else None)
-                else:
-                    _write(sink, frame)
-            elif tag == HEALTH_CHECK_REQUEST:
-                reply = _check_health(health_check, replies)
-                if replies:
-                    _write(sink, reply)
-            elif tag == STREAM_CANCEL:
-                pass  # that stream has ended meanwhile
+            elif tag == HTTP_REQUEST_FILE:
+                request = _FileRequest.__new__(_FileRequest)
             else:
-                raise SystemExit(f"poolparty: a request of a kind this library does not know ({tag})")
+                if tag == HEALTH_CHECK_REQUEST:
+                    reply = _check_health(health_check, replies)
+                    if replies:
+                        _write(sink, reply)
+                elif tag != STREAM_CANCEL:  # that stream has ended meanwhile
+                    raise SystemExit(f"poolparty: a request of a kind this library does not know ({tag})")
+                continue
+            request._data = data
+            request._at = at + 1
+            request._end = end
+            try:
+                frame = _response(handler(request))
+                if isinstance(frame, _Stream):
+                    frame = frame.start() if streams else frame.whole()
+            except Exception:
+                _report(f"{request.method} {request.uri!r} failed")
+                frame = _FAILED
+            if isinstance(frame, _Stream):
+                _send_stream(sink, frame, request, _Behind(source, data[end:], more) if cancels else None)
+            else:
+                _write(sink, frame)
     except BrokenPipeError:
         return  # the server has gone: nobody is left to be answered
 
@@ -145,6 +148,8 @@ class Request:
     path, query     the uri's, as they were sent: percent-encoded; the query without "?", "" if there is none
     headers         Headers
     body            bytes
+    body_path       of a large body the file that holds it until the answer, else None: `body` would read it
+                    into memory, open_body() does not
     remote_address  "host:port" ("[::1]:4711" for IPv6)
 
     The server's requests are decoded when a field is first looked at: a handler pays for what it uses.
@@ -163,6 +168,7 @@ class Request:
     query: str
     headers: Headers
     body: bytes
+    body_path: str | None = None
     remote_address: str
 
     def __init__(
@@ -179,6 +185,12 @@ class Request:
         self.headers = Headers(headers)
         self.body = body
         self.remote_address = remote_address
+
+    def open_body(self) -> BinaryIO:
+        """The body as a binary file, whether it is in memory or in a file."""
+        import io
+
+        return io.BytesIO(self.body)
 
     def __getattr__(self, name: str) -> Any:
         """Called for a slot that is empty: fill it and those that stand with it."""
@@ -232,6 +244,18 @@ class Request:
                 self.headers = known
                 self.body = b""
                 return
+        size, at = _uint(data, self._decode_headers())
+        if at + size != end:
+            raise _broken()
+        self.body = data[at:end]
+        if rest and not size:
+            if len(_KNOWN) >= MAX_KNOWN:
+                _KNOWN.clear()
+            _KNOWN[rest] = self.headers
+
+    def _decode_headers(self) -> int:
+        self.method  # noqa: B018 (as above)
+        data, at = self._data, self._at
         fields = {}
         count, at = _uint(data, at)
         for _ in range(count):
@@ -250,14 +274,7 @@ class Request:
             at = stop
         self.headers = headers = Headers()
         headers._fields = fields
-        size, at = _uint(data, at)
-        if at + size != end:
-            raise _broken()
-        self.body = data[at:end]
-        if rest and not size:
-            if len(_KNOWN) >= MAX_KNOWN:
-                _KNOWN.clear()
-            _KNOWN[rest] = headers
+        return at
 
     def _split_uri(self) -> None:
         target, _, self.query = self.uri.partition("?")
@@ -267,6 +284,35 @@ class Request:
 
     def __repr__(self) -> str:
         return f"<Request {self.method} {self.uri}>"
+
+
+class _FileRequest(Request):
+    """A request whose body is in a file."""
+
+    __slots__ = ("body_path",)
+
+    def open_body(self) -> BinaryIO:
+        assert self.body_path is not None
+        return open(self.body_path, "rb")
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "body":
+            with self.open_body() as file:
+                self.body = file.read()
+        elif name == "body_path":
+            self.headers  # noqa: B018 (for its effect: what stands behind them is decoded with them)
+        else:
+            return super().__getattr__(name)
+        return getattr(self, name)
+
+    def _decode_rest(self) -> None:
+        at = self._decode_headers()
+        size, at = _uint(self._data, at)
+        path = self._data[at : at + size]
+        _, at = _uint(self._data, at + size)
+        if at != self._end:
+            raise _broken()
+        self.body_path = os.fsdecode(path)
 
 
 class Response:
