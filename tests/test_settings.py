@@ -141,7 +141,7 @@ def test_the_defaults_are_those_of_the_original() -> None:
         worker_rendezvous_timeout=60,
         worker_request_timeout=60,
         worker_request_grace=5,
-        stream_cancel_timeout=5,
+        stream_cancel_timeout=5.0,
         worker_restart_delay=1,
         worker_boot_timeout=60,
         worker_health_check_interval=120,
@@ -173,6 +173,8 @@ def test_the_defaults_are_those_of_the_original() -> None:
         request_write_timeout=60,
         request_backlog=1024,
         max_request_body_size=4194304,
+        request_spool_size=1048576,
+        request_spool_dir=None,
         static_root=None,
         static_url_prefix="/static/",
         static_compress=False,
@@ -208,7 +210,9 @@ OTHER_VALUES: dict[str, tuple[Any, Any]] = {
     "pool_prefetch": ("1", 1),
     "response_buffer_size": ("65536", 65536),
     "request_backlog": ("7", 7),
-    "max_request_body_size": ("0", 0),
+    "max_request_body_size": ("4G", 4 << 30),
+    "request_spool_size": ("0", 0),
+    "request_spool_dir": ("spool", "spool"),
     "static_root": ("files", "files"),
     "static_url_prefix": ("/files", "/files/"),
     "static_compress": (True, True),
@@ -253,7 +257,10 @@ BAD = [
     ("worker_request_timeout", -1),
     ("worker_request_grace", "soon"),
     ("request_backlog", 0),
-    ("max_request_body_size", 0x7FFFFFFF),
+    ("max_request_body_size", (1 << 50) + 1),
+    ("max_request_body_size", "2000T"),
+    ("request_spool_size", "-1"),
+    ("request_spool_dir", 5),
     ("listen_address", "localhost:http"),
     ("listen_address", "localhost:70000"),
     ("listen_address", 8080),
@@ -575,8 +582,8 @@ def test_gunicorns_defaults_ask_for_nothing_that_is_refused() -> None:
 
 
 def test_our_flags_take_no_abbreviation_from_gunicorn_but_two() -> None:
-    """argparse accepts any unambiguous prefix; --spare-workers takes --sp away from --spew, and the options
-    of streams take --str away from one that is refused anyway."""
+    """argparse accepts any unambiguous prefix: --sp for --spew is taken away by --spare-workers, --str for
+    --strip-header-spaces by --stream-cancel-timeout."""
     gunicorns = {
         flag for s in KNOWN_SETTINGS if s.section != SECTION for flag in s.cli or () if flag[:2] == "--"
     }

@@ -30,7 +30,7 @@ BOOT = 2.0
 """Seconds a new child may take to start on a machine that the load keeps busy."""
 
 STARTS = 10
-"""Or so many times what an interpreter takes to start here at this moment, where others use the machine too."""
+"""Or so many times what an interpreter takes to start at this moment: others use the machine too."""
 
 PIDS = Path("/sys/fs/cgroup/pids")
 
