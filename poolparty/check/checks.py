@@ -9,6 +9,7 @@ answers show what has reached the handler.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -20,6 +21,7 @@ from poolparty.check.worker import Failed, Worker
 from poolparty.errors import FrameError, PoolpartyError
 from poolparty.wire.frames import (
     HEALTH_CHECK,
+    STREAM_CANCEL,
     HealthReply,
     HTTPRequest,
     HTTPResponse,
@@ -34,6 +36,7 @@ VECTORS = Path(__file__).resolve().parent.parent / "sdk" / "vectors.json"
 VERSION_1 = None
 FEATURES = "ready,health-reply"
 STREAMS = f"{FEATURES},stream"
+CANCELS = f"{STREAMS},stream-cancel"
 STACKS = f"{FEATURES},stack"
 
 SOON = 1.0
@@ -632,25 +635,73 @@ def streams_where_offered(bench: Bench) -> None:
     settled(worker, ready)
 
 
+def ends_a_stream_that_is_cancelled(bench: Bench) -> None:
+    ready = bench.ready(CANCELS)
+    if "stream-cancel" not in ready.features:
+        raise Skipped("its Ready does not name stream-cancel: a child whose client leaves is ended")
+    if "stream" not in ready.features:
+        raise Failed("its Ready names stream-cancel without stream: there is nothing to cancel")
+    worker = bench.worker(CANCELS)
+    for _ in range(2):
+        worker.write(encode_request(_page("/endless")))
+        start = worker.payload("the ResponseStart")
+        if start.startswith(b"\0\x94\x03"):
+            raise Skipped("the echo application answers /endless by 404")
+        _start_of_stream("/endless", start)
+        for _ in range(3):
+            if _next_piece(worker) is None:
+                raise Failed("/endless ended though nobody had cancelled it: it goes on until then")
+        # What had been written before it was seen to stream is answered in its turn.
+        worker.write(encode_request(FIRST_PAGE) + STREAM_CANCEL)
+        end = time.monotonic() + bench.patience
+        while _next_piece(worker) is not None:
+            if time.monotonic() > end:
+                raise Failed(
+                    f"its Ready named stream-cancel, but it was still streaming {bench.patience:g} s after "
+                    "the StreamCancel: look between two pieces, without waiting, what has come on "
+                    "descriptor 0, through the frames of other requests too"
+                )
+        bench.heard(worker, "the request that stood before the StreamCancel", FIRST_PAGE)
+        settled(worker, ready)
+    worker.write(STREAM_CANCEL)
+    try:
+        bench.ask(worker, "GET / behind a StreamCancel that found no stream", FIRST_PAGE)
+        settled(worker, ready)
+    except Failed as error:
+        raise Failed(f"{error}; a StreamCancel between two answers means nothing: read on") from None
+
+
 def _pieces(worker: Worker, start: bytes) -> list[bytes]:
     """The pieces of a streamed body, up to its end. Failed: a message is not what it has to be."""
-    if start[:1] != b"\3":
+    _start_of_stream("/stream", start)
+    pieces = []
+    while (piece := _next_piece(worker)) is not None:
+        pieces.append(piece)
+    return pieces
+
+
+def _start_of_stream(path: str, payload: bytes) -> None:
+    if payload[:1] != b"\3":
         raise Failed(
-            f"its Ready named stream, but /stream was answered by a message of the kind {start[:1].hex()}: "
+            f"its Ready named stream, but {path} was answered by a message of the kind {payload[:1].hex()}: "
             "a body in "
             "pieces begins with a ResponseStart, 03"
         )
-    # Both are a part of an HTTPResponse behind their tag: completed to one, they are read as one.
-    _completed("ResponseStart", b"\0" + start[1:] + b"\0")
-    pieces = []
-    while (payload := worker.payload("a ResponseChunk or the ResponseEnd"))[:1] == b"\4":
-        pieces.append(_completed("ResponseChunk", b"\0\xc8\1\0" + payload[1:]))
+    # It and a chunk are a part of an HTTPResponse behind their tag: completed to one, they are read as one.
+    _completed("ResponseStart", b"\0" + payload[1:] + b"\0")
+
+
+def _next_piece(worker: Worker) -> bytes | None:
+    """Of a streamed body; None at its end."""
+    payload = worker.payload("a ResponseChunk or the ResponseEnd")
+    if payload[:1] == b"\4":
+        return _completed("ResponseChunk", b"\0\xc8\1\0" + payload[1:])
     if payload != b"\5":
         raise Failed(
             f"behind a ResponseStart came {shown(payload)}: ResponseChunks, 04, follow it, and a "
             "ResponseEnd, the byte 05 alone"
         )
-    return pieces
+    return None
 
 
 def _completed(name: str, payload: bytes) -> bytes:
@@ -698,6 +749,11 @@ CHECKS = (
     Check("prints to stdout line by line", prints_line_by_line, echo=True),
     Check("sends a body in pieces whole where `stream` is not offered", streams_or_collects, echo=True),
     Check("sends each piece where `stream` is offered", streams_where_offered, echo=True),
+    Check(
+        "ends a stream whose client has left, where `stream-cancel` is offered",
+        ends_a_stream_that_is_cancelled,
+        echo=True,
+    ),
     Check("lives through SIGINT", lives_through_an_interrupt, advice=True),
     Check("writes its stack to stderr at SIGUSR1, where it says so, and goes on", shows_its_stack),
     Check("ends by SIGTERM", ends_by_sigterm, advice=True),

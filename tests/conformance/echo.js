@@ -7,10 +7,15 @@ function* pieces() {
   yield* ["one\n", "two\n", "three\n"];
 }
 
+function* more() {
+  for (;;) yield "more\n";
+}
+
 poolparty.serve((request) => {
   if (request.path === "/fail") throw new Error("this page always fails");
   if (request.path === "/print") console.log("printed");
   if (request.path === "/stream") return { body: pieces() };
+  if (request.path === "/endless") return { body: more() };
   return {
     headers: {
       "Echo-Method": request.method,

@@ -11,6 +11,13 @@ function pieces(): Generator
     yield from ["one\n", "two\n", "three\n"];
 }
 
+function more(): Generator
+{
+    while (true) {
+        yield "more\n";
+    }
+}
+
 function handler(Request $request): Response
 {
     switch ($request->path) {
@@ -21,6 +28,8 @@ function handler(Request $request): Response
             break;
         case '/stream':
             return new Response(200, [], pieces());
+        case '/endless':
+            return new Response(200, [], more());
     }
     $headers = [];
     foreach ($request->headers as $name => $value) {

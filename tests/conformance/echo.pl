@@ -14,6 +14,7 @@ serve(sub {
         my @pieces = ("one\n", "two\n", "three\n");
         return [200, [], sub { shift @pieces }];
     }
+    return [200, [], sub { "more\n" }] if $path eq '/endless';
     my $headers = $request->headers;
     my @fields = (
         'Echo-Method'         => $request->method,

@@ -9,6 +9,8 @@ def handler(request):
         raise RuntimeError("this page always fails")
     if path == "/print":
         print("printed")
+    if path == "/endless":
+        return poolparty.Response(body=iter(lambda: "more\n", None))
     if path == "/stream":
         return poolparty.Response(body=(f"{word}\n" for word in ("one", "two", "three")))
     return poolparty.Response(

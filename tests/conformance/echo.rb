@@ -7,6 +7,7 @@ Poolparty.serve(lambda do |request|
   when "/fail" then raise "this page always fails"
   when "/print" then puts "printed"
   when "/stream" then next [200, {}, %W[one\n two\n three\n].each]
+  when "/endless" then next [200, {}, ["more\n"].cycle]
   end
   headers = {
     "Echo-Method" => request.request_method,

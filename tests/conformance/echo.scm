@@ -8,6 +8,11 @@
               (force-output port))
             '("one\n" "two\n" "three\n")))
 
+(define (write-more port)
+  (put-string port "more\n")
+  (force-output port)
+  (write-more port))
+
 (define (echo request)
   (response
    #:headers `(("Echo-Method" . ,(request-method request))
@@ -23,6 +28,7 @@
   (let ((path (request-path request)))
     (cond ((string=? path "/fail") (error "this page always fails"))
           ((string=? path "/stream") (response #:body write-pieces))
+          ((string=? path "/endless") (response #:body write-more))
           (else
            (when (string=? path "/print") (display "printed\n"))
            (echo request)))))

@@ -8,11 +8,18 @@ proc pieces {emit} {
     }
 }
 
+proc more {emit} {
+    while 1 {
+        {*}$emit more\n
+    }
+}
+
 proc handler {request} {
     switch [dict get $request path] {
         /fail { error "this page always fails" }
         /print { puts printed }
         /stream { return {stream pieces} }
+        /endless { return {stream more} }
     }
     set headers [list Echo-Method [dict get $request method] Echo-Uri [dict get $request uri] \
         Echo-Remote-Address [dict get $request remote_address] \

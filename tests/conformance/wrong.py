@@ -6,14 +6,17 @@ docs/writing-a-worker.md describes.
 
 import faulthandler
 import io
+import itertools
 import os
+import select
 import signal
 import sys
 
 MISTAKE = sys.argv[1]
 OFFERED = os.environ.get("POOLPARTY_FEATURES", "").split(",")
 
-source = io.FileIO(0, "rb") if MISTAKE in ("short reads", "loses bytes") else sys.stdin.buffer
+source = io.FileIO(0, "rb")
+behind = b""  # read while a stream ran
 sink = io.FileIO(1 if MISTAKE == "answers on stdout" else 3, "wb")
 if MISTAKE == "never flushes":
     sink = io.BufferedWriter(sink, 1 << 30)
@@ -53,7 +56,8 @@ def read(size):
     """size bytes, or b"" at the end."""
     if MISTAKE == "short reads":
         return source.read(size)
-    data = b""
+    global behind
+    data, behind = behind[:size], behind[size:]
     while len(data) < size:
         piece = source.read(size - len(data))
         if not piece:
@@ -81,6 +85,25 @@ def frames():
         if not payload and size != bytes(4):
             return
         yield payload
+
+
+def cancelled():
+    """Whether a StreamCancel stands behind the request that runs."""
+    global behind
+    while select.select([source], [], [], 0)[0]:
+        piece = source.read(65536)
+        if not piece:
+            return True
+        behind += piece
+    at = 0
+    while len(behind) >= at + 5:
+        if behind[at + 4] == 3:
+            behind = behind[:at] + behind[at + 5 :]
+            return MISTAKE != "ignores a cancel"
+        if MISTAKE == "looks at the next frame only":
+            return False
+        at += 4 + int.from_bytes(behind[at : at + 4], "little")
+    return False
 
 
 class Message:
@@ -113,7 +136,9 @@ def handle(remote_address, uri, method, headers, body):
     if path == "print":
         print("printed")
     if path == "stream":
-        return 200, {}, b"one\ntwo\nthree\n"
+        return 200, {}, iter([b"one\n", b"two\n", b"three\n"])
+    if path == "endless":
+        return 200, {}, itertools.repeat(b"more\n")
     check = {name.lower(): value for name, value in headers.items()}.get("x-check", "")
     answer = {
         "Echo-Method": [method],
@@ -147,13 +172,20 @@ def answer(message):
         status, fields, content = 500, {}, b"internal server error\n"
         if MISTAKE == "tells the client":
             content = repr(error).encode()
-    if streams and uri.endswith("/stream") and MISTAKE != "announces streams, and answers whole":
+    in_pieces = not isinstance(content, bytes)
+    if in_pieces and (not streams or MISTAKE == "announces streams, and answers whole"):
+        content = b"".join(content)
+    elif in_pieces:
         write(b"\3" + uint(status) + uint(0))
-        for piece in content.splitlines(keepends=True):
+        for piece in content:
             if MISTAKE == "pieces without a length":
                 write(b"\4" + piece)
             else:
                 write(b"\4" + string(piece))
+            if cancels and cancelled():
+                if MISTAKE == "no ResponseEnd after a cancel":
+                    return
+                break
         if MISTAKE != "no ResponseEnd":
             write(b"\5")
         return
@@ -180,6 +212,7 @@ def answer(message):
 def say_ready():
     announced = ["health-reply"] if replies or MISTAKE == "announces what is not offered" else []
     announced += ["stream"] if streams else []
+    announced += ["stream-cancel"] if cancels else []
     if "stack" in OFFERED:
         announced += ["stack"]
         if MISTAKE == "announces a stack, and shows none":
@@ -192,10 +225,11 @@ def say_ready():
 
 
 def main():
-    global replies, streams
+    global replies, streams, cancels
     says_ready = "ready" in OFFERED or MISTAKE == "Ready without an offer"
     replies = says_ready and "health-reply" in OFFERED
     streams = says_ready and "stream" in OFFERED
+    cancels = streams and "stream-cancel" in OFFERED
     if MISTAKE != "dies of SIGINT":
         signal.signal(signal.SIGINT, lambda *_: None)
     if MISTAKE != "buffered stdout":
@@ -216,6 +250,8 @@ def main():
                 write(b"\2\1" + string(""))
             if MISTAKE == "replies twice" and replies:
                 write(b"\2\1" + string(""))
+        elif tag == 3 and cancels and MISTAKE != "dies of a late cancel":
+            pass
         elif MISTAKE != "unknown tags ignored":
             sys.exit(f"wrong.py: the unknown tag {tag}")
     if MISTAKE == "noise at the end":
@@ -226,7 +262,7 @@ def main():
         signal.pause()
 
 
-replies = streams = False
+replies = streams = cancels = False
 if MISTAKE == "cannot start":
     import no_such_module  # noqa: F401
 main()

@@ -53,6 +53,8 @@ def test_the_echo_application_passes(
     printed = check(checkout, "--echo", "--", *command_for(program))
     if "stream" in language.features:
         assert "ok      sends a body in pieces whole" in printed, printed
+    cancels = "ok      ends a stream whose client has left" in printed
+    assert cancels == ("stream-cancel" in language.features), printed
 
 
 def test_the_worker_written_by_the_page_passes(checkout: Path) -> None:
