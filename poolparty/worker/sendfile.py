@@ -143,7 +143,7 @@ class Sendfile:
 
     def takes(self, request: Request, head: ResponseHead) -> bool:
         """Send the file that a child's answer names, in place of its body. False: it names none."""
-        if not any(len(name) in LENGTHS for name, _ in head.headers):
+        if not any(len(name) in LENGTHS and name.lower() in NAMING for name, _ in head.headers):
             return False
         connection = request.connection
         assert connection is not None

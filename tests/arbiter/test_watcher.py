@@ -124,10 +124,11 @@ def test_a_tree_without_end_is_cut(application: Path, monkeypatch: pytest.Monkey
         ("../elsewhere/start.py", False),
     ],
 )
+@pytest.mark.parametrize("root", ["static_root", "sendfile_root"])
 def test_what_happens_around_the_application_does_not_count(
-    application: Path, name: str, counts: bool
+    application: Path, name: str, counts: bool, root: str
 ) -> None:
-    found = watched(application, ["python3"], static_root="static")
+    found = watched(application, ["python3"], **{root: "static"})
     assert found.counts(os.path.normpath(application / name)) is counts
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import shutil
 import socket
 import ssl
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -233,6 +235,41 @@ def test_a_body_that_the_child_sends_besides_is_thrown_away(client: Client, file
     client.request("GET", "/answer", says({"X-Sendfile": "middle.bin"}, body="x" * 1_000_000))
     assert client.answer().body == middle
     assert client.ask("GET", "/").body == b"hello\n"
+
+
+FLASK = """
+from flask import Flask, send_from_directory
+
+app = Flask(__name__)
+app.config["USE_X_SENDFILE"] = True
+
+
+@app.get("/<path:name>")
+def file(name):
+    return send_from_directory({root!r}, name, as_attachment=True)
+"""
+
+
+def test_flask_leaves_its_files_to_the_server(
+    serve: Callable[..., Server], files: Path, tmp_path: Path
+) -> None:
+    """It looks at conditions and ranges itself, and says 206 without taking the part."""
+    if importlib.util.find_spec("flask") is None:
+        assert "CI" not in os.environ, "CI needs the test extra, which has Flask in it"
+        pytest.skip("Flask is not installed")
+    (tmp_path / "files_app.py").write_text(FLASK.format(root=str(files)))
+    command = [sys.executable, "-m", "poolparty.wsgi", str(tmp_path / "files_app.py:app")]
+    server = serve("--sendfile-root", str(files), command=command)
+    whole = server.get("/middle.bin")
+    assert whole.body == (files / "middle.bin").read_bytes()
+    assert whole.get("content-disposition") == "attachment; filename=middle.bin"
+    part = server.get("/middle.bin", {"Range": "bytes=1000-1999", "If-Range": whole.get("etag") or ""})
+    assert (part.status, part.body) == (206, whole.body[1000:2000])
+    assert part.get("content-range") == f"bytes 1000-1999/{MIDDLE}"
+    unchanged = server.get("/middle.bin", {"If-None-Match": whole.get("etag") or ""})
+    assert (unchanged.status, unchanged.get("etag")) == (304, whole.get("etag"))
+    assert server.ask("HEAD", "/middle.bin").get("content-length") == str(MIDDLE)
+    assert server.pool()["counters"]["files_sent"] == 3
 
 
 def test_the_child_is_free_while_a_client_takes_its_file(server: Server, client: Client) -> None:

@@ -22,6 +22,7 @@ from poolparty.worker import beneath
 from poolparty.worker.beneath import SMALL, UnfitError
 from poolparty.worker.lease import Lease
 from poolparty.worker.request import Request
+from poolparty.worker.response import render
 from poolparty.worker.sendfile import Order, Sendfile
 from poolparty.worker.static_answer import Answer, Form, conditions_of, decide
 
@@ -347,6 +348,29 @@ def test_with_another_status_the_file_is_whole() -> None:
     found = form((b"Content-Type", b"text/html"), status=404)
     assert found.whole.status == 404
     assert b"Accept-Ranges" not in fields_of(found.whole)
+
+
+TOKENS = st.sampled_from(
+    [b"ETag", b"Last-Modified", b"Content-Type", b"Connection", b"X-A", b"Content-Length"]
+)
+VALUES = st.lists(st.binary(max_size=12) | st.sampled_from([b'"a"', b'W/"b"', MODIFIED_DATE]), max_size=3)
+
+
+@given(st.lists(st.tuples(TOKENS | st.binary(max_size=4), VALUES), max_size=6), st.integers(200, 599))
+@settings(deadline=None)
+def test_what_http_can_carry_without_the_file_it_can_carry_with_it(
+    fields: list[tuple[bytes, list[bytes]]], status: int
+) -> None:
+    """Nothing may be found wrong with a head once the file is being sent."""
+    try:
+        render(ResponseHead(status, fields))
+        said = Order.of(ResponseHead(status, [*fields, (b"X-Sendfile", [b"a.txt"])]))
+    except AnswerError:
+        return
+    assert said is not None
+    found = said.form("a.txt", os.stat(__file__), CONTENT)
+    render(found.whole)
+    render(found.unchanged)
 
 
 # --- the child ---------------------------------------------------------------------------------------------
