@@ -9,8 +9,12 @@ import pytest
 from poolparty.check.checks import octets, request_of, vectors
 from poolparty.errors import FrameError
 from poolparty.wire.frames import (
+    HEALTH_CHECK,
+    STREAM_CANCEL,
     HTTPResponse,
     ResponseHead,
+    ResponsePiece,
+    ResponseStart,
     decode_request,
     decode_response,
     encode_request,
@@ -57,6 +61,32 @@ def test_a_response(vector: dict[str, Any]) -> None:
 def test_a_broken_response(vector: dict[str, Any]) -> None:
     with pytest.raises(FrameError):
         decode_response(bytes.fromhex(vector["frame"])[4:])
+
+
+@rows("streams")
+def test_a_stream(vector: dict[str, Any]) -> None:
+    headers = [(name.encode(), [octets(value) for value in values]) for name, values in vector["headers"]]
+    messages: list[ResponseStart | ResponsePiece] = [
+        ResponseStart(ResponseHead(vector["status"], headers), None),
+        *(ResponsePiece(octets(piece), False) for piece in vector["pieces"]),
+        ResponsePiece(b"", True),
+    ]
+    frames = [encode_response(message) for message in messages]
+    if "frames" in vector:
+        assert frames == [bytes.fromhex(frame) for frame in vector["frames"]]
+    else:
+        assert [len(frame) for frame in frames] == vector["frame_sizes"]
+    start, *pieces = [decode_response(frame[4:]) for frame in frames]
+    assert isinstance(start, ResponseStart)
+    assert (start.head.status, start.head.headers) == (vector["status"], headers)
+    assert pieces == messages[1:]
+
+
+def test_requests_without_fields() -> None:
+    assert [bytes.fromhex(each["frame"]) for each in vectors()["other_requests"]] == [
+        HEALTH_CHECK,
+        STREAM_CANCEL,
+    ]
 
 
 def test_names_are_unique() -> None:

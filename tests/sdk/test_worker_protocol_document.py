@@ -11,10 +11,14 @@ import pytest
 
 from poolparty.wire.frames import (
     HEALTH_CHECK,
+    STREAM_CANCEL,
     HealthReply,
     HTTPRequest,
     HTTPResponse,
     Ready,
+    ResponseHead,
+    ResponsePiece,
+    ResponseStart,
     decode_request,
     decode_response,
     encode_request,
@@ -66,6 +70,17 @@ def test_the_answers_shown(document: str, name: str, message: Any) -> None:
 
 def test_the_health_check_shown(document: str) -> None:
     assert _bytes(document, "health-check") == HEALTH_CHECK
+
+
+def test_the_stream_shown(document: str) -> None:
+    messages = [
+        ResponseStart(ResponseHead(200, []), None),
+        ResponsePiece(b"one\n", False),
+        ResponsePiece(b"two\n", False),
+        ResponsePiece(b"", True),
+    ]
+    assert _bytes(document, "stream") == b"".join(map(encode_response, messages))
+    assert _bytes(document, "stream-cancel") == STREAM_CANCEL
 
 
 def test_the_program_shown_is_a_worker(
