@@ -748,6 +748,14 @@ class PoolThread:
     def _served(self, child: Child) -> int:
         return self.scoreboard.words[self.scoreboard.child_base(child.slot) + ChildWord.ANSWERED]
 
+    def tell_lost_request(self, slot: int, pid: int) -> None:
+        """A child was given back that broke, or ran for too long: tell of the request it had, if its HTTP
+        worker has said which."""
+        runs = report.running(self.scoreboard, slot, time.monotonic())
+        if runs is not None and "method" in runs:
+            text = children.logfmt("request lost its worker", worker_pid=pid, **slowlog.request_words(runs))
+            self._tell("request", text, pid)
+
     def free_row(self, slot: int) -> None:
         """A row of the scoreboard is nobody's any more."""
         self._free_rows.append(slot)

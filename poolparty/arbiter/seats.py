@@ -49,6 +49,10 @@ FORK_BLOCKS = ENDING_SIGNALS | {signal.SIGUSR1}
 """Signals that are blocked across the fork of an HTTP worker, so that none is lost before it can hear it."""
 
 
+FAULTS = frozenset((wire.Reason.BROKEN, wire.Reason.TIMED_OUT, wire.Reason.STREAM_CANCELLED))
+"""Reasons of a RETURN for which the child had a request, as a rule, that has come to nothing."""
+
+
 class Seat:
     """An HTTP worker's place. Made in the arbiter before the fork; afterwards each process has its own end of
     it."""
@@ -70,7 +74,7 @@ class Seat:
         self.opened_at = time.monotonic()
         # Of use in the arbiter only:
         self.leases: dict[int, Child] = {}
-        self.lost: dict[int, int] = {}  # leases of children that have died, and their rows
+        self.lost: dict[int, tuple[int, int]] = {}  # leases of children that have died: row and pid
         self.closed_at: float | None = None  # its channel is at its end, its process perhaps not
         self.killed = False
         self.refused_until = 0.0
@@ -217,7 +221,7 @@ class Lending:
                 self._idle_again(child)
             else:
                 self._pool.end(child, Cause.LESSEE_DIED)
-        for slot in seat.lost.values():
+        for slot, _ in seat.lost.values():
             self._pool.free_row(slot)
         seat.lost.clear()
         _ = seat.booted  # looked at a last time before the row is made new
@@ -280,7 +284,7 @@ class Lending:
             return False
         seat = self.seats[child.seat]
         del seat.leases[child.lease]
-        seat.lost[child.lease] = child.slot
+        seat.lost[child.lease] = (child.slot, child.pid)
         return True
 
     def _send(self, seat: Seat, packet: bytes, fds: tuple[int, ...], now: float) -> bool:
@@ -326,12 +330,16 @@ class Lending:
                     return
 
     def _returned(self, seat: Seat, lease: int, reason: wire.Reason) -> None:
-        slot = seat.lost.pop(lease, None)
-        if slot is not None:
+        lost = seat.lost.pop(lease, None)
+        if lost is not None:
+            slot, pid = lost
+            self._pool.tell_lost_request(slot, pid)
             self._pool.free_row(slot)
         child = seat.leases.get(lease)
         if child is None:
             return
+        if reason in FAULTS:
+            self._pool.tell_lost_request(child.slot, child.pid)
         self.take_back(child)
         match reason:
             case wire.Reason.IDLE:

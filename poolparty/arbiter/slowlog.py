@@ -99,7 +99,7 @@ def dump(pool: PoolThread, child: Child, now: float) -> str:
     if runs is None:
         lines.append(logfmt("it runs no request"))
     else:
-        lines.append(logfmt("it runs", **_request_words(runs)))
+        lines.append(logfmt("it runs", **request_words(runs)))
     if ask_for_stack(child):
         lines.append(logfmt("its script's stack is in the log"))
     else:
@@ -107,7 +107,8 @@ def dump(pool: PoolThread, child: Child, now: float) -> str:
     return "".join(line + "\n" for line in lines)
 
 
-def _request_words(runs: dict[str, Any]) -> dict[str, object]:
+def request_words(runs: dict[str, Any]) -> dict[str, object]:
+    """What a child runs, as fields of a line."""
     words: dict[str, object] = {"age": f"{runs['seconds']:.3f}s"}
     if "method" in runs:
         words |= {"method": runs["method"], "target": runs["target"]}
@@ -155,7 +156,7 @@ class SlowLog:
 
     def _log(self, child: Child, runs: dict[str, Any], before: _Seen, now: float) -> None:
         sight = look(child.pid)
-        words: dict[str, object] = {"worker_pid": child.pid, **_request_words(runs)}
+        words: dict[str, object] = {"worker_pid": child.pid, **request_words(runs)}
         if sight.cpu_seconds is not None and before.cpu_seconds is not None:
             used = max(sight.cpu_seconds - before.cpu_seconds, 0.0)
             words["cpu"] = f"{used:.2f}s of the last {now - before.at:.2f}s"

@@ -13,7 +13,8 @@ KEPT = 100
 @dataclass(frozen=True, slots=True)
 class Event:
     """at: seconds since the epoch. kind: `death`, `end` (of a child that was told to), `replaced` (likewise,
-    with a new one ready in its place), `restart`, `failure`.
+    with a new one ready in its place), `request` (that a child had which died or ran for too long),
+    `restart`, `failure`.
 
     text: the sentence a person reads. pid: of the child it is about, if of one.
     """

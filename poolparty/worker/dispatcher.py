@@ -226,6 +226,8 @@ class Dispatcher:
         """
         self.server.log.log(level, 'msg="worker broken" worker-pid=%d reason="%s"', lease.pid, why)
         untouched = lease.untouched()
+        if lease.outstanding and not untouched:
+            lease.show()  # the arbiter tells it with the child's end
         request = self._take_off(lease, Reason.BROKEN)
         connection = request.connection if request is not None else None
         if request is not None and connection is not None:
