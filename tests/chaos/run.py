@@ -113,6 +113,7 @@ def run(directory: Path, seconds: float, seed: int, connections: int, names: lis
             traceback.print_exc()
         print("the last events:", *last, sep="\n  ")
         print("the last failures:", *list(chaos.failures)[-10:], sep="\n  ")
+        print("its processes:", *processes(chaos.victim), sep="\n  ")
         print("the log's end:", *chaos.victim.log.splitlines()[-40:], sep="\n  ")
         chaos.victim.kill_session()
         if chaos.load is not None:
@@ -120,6 +121,22 @@ def run(directory: Path, seconds: float, seed: int, connections: int, names: lis
         return 1
     print(chaos.summary(counts, skipped, time.monotonic() - began))
     return 0
+
+
+def processes(victim: Victim) -> list[str]:
+    """What each process of the server does at this moment."""
+    lines = []
+    for pid in victim.session():
+        said = {}
+        for name in ("cmdline", "stat", "wchan", "syscall", "stack"):
+            try:
+                said[name] = Path(f"/proc/{pid}/{name}").read_text().replace("\0", " ").strip()
+            except OSError as error:
+                said[name] = str(error.strerror)
+        state = said["stat"].rpartition(")")[2].split()[:1]
+        lines.append(f"{pid} {state} {said['cmdline'][:80]!r} {said['wchan']} {said['syscall']}")
+        lines += [f"    {frame}" for frame in said["stack"].splitlines()[:6]]
+    return lines
 
 
 if __name__ == "__main__":

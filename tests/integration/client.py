@@ -122,10 +122,14 @@ class Client:
             fields.append((name.lower(), value))
         answer = Answer(version, int(status), reason, fields, b"", head)
         length = answer.get("content-length")
-        assert answer.get("transfer-encoding") is None, "this server has no reason to answer chunked"
+        coding = answer.get("transfer-encoding")
+        assert coding in (None, "chunked") and not (coding and length), head
         if method == "HEAD" or answer.status < 200 or answer.status in (204, 304):
             return answer
-        body = self._until_closed() if length is None else self._exactly(int(length))
+        if coding is not None:
+            body = b"".join(iter(self._chunk, b""))
+        else:
+            body = self._until_closed() if length is None else self._exactly(int(length))
         return Answer(version, int(status), reason, fields, body, head)
 
     def at_end(self) -> bool:
@@ -148,6 +152,12 @@ class Client:
         end = self.buffer.index(mark) + len(mark)
         taken, self.buffer = self.buffer[:end], self.buffer[end:]
         return taken
+
+    def _chunk(self) -> bytes:
+        """The next chunk of a streamed answer; nothing at its end."""
+        data = self._exactly(int(self._until(b"\r\n"), 16))
+        assert self._exactly(2) == b"\r\n"
+        return data
 
     def _exactly(self, size: int) -> bytes:
         parts, have = [self.buffer], len(self.buffer)

@@ -112,6 +112,68 @@ def test_a_large_upload_takes_little_memory(upload: Callable[..., Server], spool
     assert highest - before < 16 * MIB, f"{(highest - before) >> 10} KiB"
 
 
+HASHING = {
+    "wsgi": """
+import hashlib
+def app(environ, start_response):
+    digest, size = hashlib.sha256(), 0
+    while data := environ["wsgi.input"].read(65536):
+        digest.update(data)
+        size += len(data)
+    assert int(environ.get("CONTENT_LENGTH") or 0) == size
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [f"{size} {digest.hexdigest()} {type(environ['wsgi.input']).__name__}".encode()]
+""",
+    "asgi": """
+import hashlib
+async def app(scope, receive, send):
+    digest, size, pieces = hashlib.sha256(), 0, 0
+    while True:
+        message = await receive()
+        digest.update(message["body"])
+        size += len(message["body"])
+        pieces += 1
+        if not message["more_body"]:
+            break
+    await send({"type": "http.response.start", "status": 200})
+    text = f"{size} {digest.hexdigest()} {'BufferedReader' if pieces > 1 else 'BytesIO'}"
+    await send({"type": "http.response.body", "body": text.encode()})
+""",
+    "cgi": """#!/usr/bin/env python3
+import hashlib, os, sys
+body = sys.stdin.buffer.read()
+assert int(os.environ["CONTENT_LENGTH"] or 0) == len(body)
+kind = "BufferedReader" if os.path.realpath("/proc/self/fd/0").startswith(os.environ["SPOOL"]) else "BytesIO"
+print("Content-Type: text/plain\\n")
+print(len(body), hashlib.sha256(body).hexdigest(), kind)
+""",
+}
+
+
+@pytest.mark.parametrize("gateway", HASHING)
+def test_a_gateways_application_reads_the_file(
+    serve: Serve, tmp_path: Path, spool: Path, gateway: str
+) -> None:
+    program = tmp_path / "hashing.py"
+    program.write_text(HASHING[gateway])
+    program.chmod(0o755)
+    what = str(program) if gateway == "cgi" else "hashing:app"
+    server = serve(
+        *("--request-spool-dir", str(spool), "--request-spool-size", "100K", "--chdir", str(tmp_path)),
+        command=[sys.executable, "-m", f"poolparty.{gateway}", what],
+        environment={"SPOOL": str(spool)},
+    )
+    for size, kind in (
+        (0, "BytesIO"),
+        (100 << 10, "BytesIO"),
+        ((100 << 10) + 1, "BufferedReader"),
+        (4 * MIB, "BufferedReader"),
+    ):
+        body = random.Random(size).randbytes(size)
+        assert check(server.ask("POST", "/", body), body).strip() == kind
+    wait_until(lambda: not files(spool), "the files' end")
+
+
 def begin(server: Server, spool: Path) -> Client:
     """A client in the middle of an upload."""
     client = Client(server.address)
@@ -171,6 +233,7 @@ def test_a_full_disk_is_507_and_harms_nobody_else(upload: Callable[..., Server],
     [line, *_] = server.wait_log("a request body could not be written")
     assert "No space left" in line and str(spool) in line
     assert server.ask("POST", "/", bytes(MIB)).status == 200
+    wait_until(lambda: not files(spool), "the file's end")
     body = random.Random(1).randbytes(MIB + 1)
     check(server.ask("POST", "/", body), body)
     wait_until(lambda: not files(spool), "the files' end")

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main", "run"]
 
+PIECE_SIZE = 65536  # bytes of a body that is in a file
 VERSIONS = {"version": "3.0", "spec_version": "2.4"}
 
 NO_WEBSOCKETS = Response(
@@ -114,7 +115,7 @@ class _Handler:
         scope = self.scope(request)
         if scope is None:
             return NO_WEBSOCKETS
-        exchange = _Exchange(self.loop, request.body)
+        exchange = _Exchange(self.loop, _pieces_of(request))
         task = self.loop.create_task(_call(self.application, scope, exchange))
         try:
             if self.streams:
@@ -174,12 +175,25 @@ async def _call(application: Application, scope: dict[str, Any], exchange: _Exch
     await application(scope, exchange.receive, exchange.send)
 
 
+def _pieces_of(request: Request) -> Iterator[tuple[bytes, bool]]:
+    """The request's body, and with each piece whether more follows."""
+    if request.body_path is None:
+        yield request.body, False
+        return
+    with request.open_body() as file:
+        piece = file.read(PIECE_SIZE)
+        while following := file.read(PIECE_SIZE):
+            yield piece, True
+            piece = following
+        yield piece, False
+
+
 class _Exchange:
     """One request and what the application has sent in answer to it."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, body: bytes) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, body: Iterator[tuple[bytes, bool]]) -> None:
         self.loop = loop
-        self.body: bytes | None = body
+        self.body = body
         self.status = 0
         self.headers: dict[str, str | list[str]] = {}
         self.pieces: list[bytes] = []
@@ -190,9 +204,8 @@ class _Exchange:
         self.sent = asyncio.Event()
 
     async def receive(self) -> Message:
-        body, self.body = self.body, None
-        if body is not None:
-            return {"type": "http.request", "body": body, "more_body": False}
+        for piece, more in self.body:
+            return {"type": "http.request", "body": piece, "more_body": more}
         if not self.complete:
             if self.ended is None:
                 self.ended = self.loop.create_future()

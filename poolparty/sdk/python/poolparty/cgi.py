@@ -73,7 +73,7 @@ class Scripts:
             script = self.find(variables)
             if script is None:
                 return Response(404, TEXT, "not found\n")
-            status, headers, body = self.run(script, variables, request.body)
+            status, headers, body = self.run(script, variables, request)
             location = headers.get("Location")
             if location is None or not isinstance(location, str):
                 return Response(status or 200, headers, body)
@@ -100,11 +100,11 @@ class Scripts:
         return script
 
     def run(
-        self, script: str, variables: dict[str, str], body: bytes
+        self, script: str, variables: dict[str, str], request: Request
     ) -> tuple[int | None, dict[str, str | list[str]], _Output]:
         """Start the script and read its header: (status, headers, the rest)."""
         variables["SCRIPT_FILENAME"] = script
-        with _input(body) as source:
+        with _input(request) as source:
             process = subprocess.Popen(
                 [script],
                 stdin=source,
@@ -132,7 +132,8 @@ def variables_of(request: Request) -> dict[str, str]:
     for secret in ("HTTP_CONTENT_LENGTH", "HTTP_CONTENT_TYPE"):
         variables.pop(secret, None)
     variables["GATEWAY_INTERFACE"] = "CGI/1.1"
-    variables["CONTENT_LENGTH"] = str(len(request.body)) if request.body else ""
+    if variables.get("CONTENT_LENGTH", "0") == "0":
+        variables["CONTENT_LENGTH"] = ""
     if request.uri.startswith("https:"):
         variables["HTTPS"] = "on"
     # What WSGI holds as one character a byte; the environment wants the bytes.
@@ -152,10 +153,12 @@ def _without_body(request: Request) -> dict[str, str]:
     }
 
 
-def _input(body: bytes) -> IO[bytes]:
+def _input(request: Request) -> IO[bytes]:
     """A file, so that a script which does not read its input holds nothing up."""
+    if request.body_path is not None:
+        return request.open_body()
     file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed by the caller)
-    file.write(body)
+    file.write(request.body)
     file.seek(0)
     return file
 

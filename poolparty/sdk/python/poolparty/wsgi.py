@@ -130,7 +130,6 @@ def _fields_environ(headers: Headers) -> Environ:
 
 def _fill(environ: Environ, request: Request) -> None:
     """Add what is this request's own to what it has in common with others."""
-    body = request.body
     uri = request.uri
     known = _uris.get(uri)
     if known is None:
@@ -142,6 +141,11 @@ def _fill(environ: Environ, request: Request) -> None:
     environ.update(known)
     environ["REQUEST_METHOD"] = request.method
     environ["REMOTE_ADDR"], environ["REMOTE_PORT"] = client_of(request.remote_address)
+    if request.body_path is not None:
+        environ["wsgi.input"] = file = request.open_body()
+        environ["CONTENT_LENGTH"] = str(os.fstat(file.fileno()).st_size)
+        return
+    body = request.body
     if body:
         environ["CONTENT_LENGTH"] = str(len(body))
     environ["wsgi.input"] = BytesIO(body)
