@@ -29,7 +29,7 @@ from victim import CHILDREN, GRACE, HTTP_WORKERS, REQUEST_TIMEOUT, RESTART_DELAY
 BOOT = 2.0
 """Seconds a new child may take to start on a machine that the load keeps busy."""
 
-STARTS = 10
+STARTS = 40
 """Or so many times what an interpreter takes to start at this moment: others use the machine too."""
 
 PIDS = Path("/sys/fs/cgroup/pids")
