@@ -124,7 +124,7 @@ def configuration(row: Row, port: int, control: Path, ports: dict[str, Ports]) -
         (r"/run/haproxy/admin\.sock", str(control)),
         (r"bind :80$", f"bind 127.0.0.1:{port}"),
         (r"balance \w+", f"balance {row.balance}"),
-        (r"agent-check agent-port 8082 agent-inter \w+ ", "" if not row.agent else None),
+        (r" agent-check agent-port 8082 agent-inter \w+", "" if not row.agent else None),
         (r"(?:^    server .*\n)+", "".join(_servers(row, ports))),
     ):
         text, count = re.subn(

@@ -53,7 +53,7 @@ class Balancer:
         for name in NAMES:
             http, admin, agent = self.ports[name]
             line = f"server {name} 127.0.0.1:{http} {QUICK} port {admin} agent-port {agent}"
-            text = replaced(rf"server {name} .*", line, text)
+            text = replaced(rf"server {name} +[\d.]+:8080", line, text)
         conf = directory / "haproxy.cfg"
         conf.write_text(text)
         self._log = directory / "haproxy.log"
