@@ -86,7 +86,7 @@ class AccessLog:
                 environ |= {
                     "poolparty.worker_pid": str(request.worker_pid),
                     "poolparty.queue_wait": f"{request.started - request.accepted:.6f}",
-                    "poolparty.service_time": f"{now - request.started:.6f}",
+                    "poolparty.service_time": f"{getattr(request, 'answered', now) - request.started:.6f}",
                 }
         answered = (
             [] if head is None else [(_escape(n), _escape(v)) for n, values in head.headers for v in values]

@@ -56,6 +56,7 @@ class Request:
 
     __slots__ = (
         "accepted",
+        "answered",
         "body",
         "body_size",
         "connection",
@@ -79,6 +80,7 @@ class Request:
     body: list[bytes | bytearray] | SpooledBody
     accepted: float  # seconds, time.monotonic(): when it had arrived whole
     started: float
+    answered: float  # when its child had, only where the answer goes on without it
     worker_pid: int  # of the child that runs it or ran it, 0: none has
 
     def __init__(

@@ -11,6 +11,7 @@ import functools
 import os
 import re
 from dataclasses import dataclass
+from time import monotonic
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
@@ -159,6 +160,7 @@ class Sendfile:
         if bodiless:
             connection.send_response(request, plain, b"")
         else:
+            request.answered = monotonic()
             self.sender.start(self._serve(request, order))
         return True
 

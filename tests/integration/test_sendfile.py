@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import os
 import shutil
 import socket
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -377,20 +379,30 @@ def test_tls_is_served_by_reads_in_bounded_memory(
     pem = str(tmp_path / "pem")
     make = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-days", "1"]
     subprocess.run([*make, "-keyout", pem, "-out", pem + ".crt"], check=True, capture_output=True)
-    server = serve("--sendfile-root", str(files), "--certfile", pem + ".crt", "--keyfile", pem)
+    options = ("--certfile", pem + ".crt", "--keyfile", pem, "--request-write-timeout", "2s")
+    server = serve("--sendfile-root", str(files), *options)
     server.wait_ready()
     (worker,) = server.http_workers()
     context = ssl.create_default_context(cafile=pem + ".crt")
-    with Client(server.address) as client:
+
+    def connect() -> Client:
+        client = server.connect()
         client.socket = context.wrap_socket(client.socket, server_hostname="localhost")
-        assert ask(client, "a.txt").body == b"0123456789"
-        before = resident(worker)
-        answer = ask(client, "big.bin")
-        assert hashlib.sha256(answer.body).digest() == digest(files / "big.bin")
-        assert resident(worker) - before < 16 * 1024 * 1024
+        return client
+
+    client = connect()
+    assert ask(client, "a.txt").body == b"0123456789"
+    before = peak(worker)
+    assert hashlib.sha256(ask(client, "big.bin").body).digest() == digest(files / "big.bin")
+    idle = [connect() for _ in range(4)]
+    for other in idle:
+        other.request("GET", "/answer", says({"X-Sendfile": "big.bin"}))
+    server.wait_log("response write timed out", len(idle))
+    assert peak(worker) - before < 16 * 1024 * 1024
 
 
-def resident(pid: int) -> int:
+def peak(pid: int) -> int:
+    """The most memory that a process has had, in bytes."""
     fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     return int(fields["VmHWM"].split()[0]) * 1024
 
@@ -432,6 +444,21 @@ def test_answers_are_counted_and_logged_with_the_bytes_that_were_sent(
         f"{method} {status} {size}" for method, status, size in zip(methods, statuses, sizes, strict=True)
     ]
     wait_until(lambda: log.read_text().splitlines() == expected, f"{expected}")
+
+
+def test_the_access_logs_service_time_is_the_childs_alone(
+    serve: Callable[..., Server], files: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "access.log"
+    server = serve("--sendfile-root", str(files), "--access-logfile", str(log), "--access-log-json")
+    client = server.connect()
+    client.request("GET", "/answer", says({"X-Sendfile": "big.bin"}))
+    client._receive()
+    time.sleep(0.5)  # a client that takes its time is what this is about
+    assert len(client.answer().body) == BIG
+    wait_until(log.read_text, "a line in the access log")
+    line = json.loads(log.read_text())
+    assert line["service_time"] > 0 and line["seconds"] - line["service_time"] > 0.49
 
 
 def test_a_stop_lets_a_download_end(serve: Callable[..., Server], files: Path) -> None:
