@@ -7,10 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SECONDS = 20
 SEED = os.environ.get("POOLPARTY_CHAOS_SEED", "1")
 
 
+@pytest.mark.alone
 def test_chaos_breaks_no_promise() -> None:
     command = [sys.executable, str(Path(__file__).with_name("run.py")), "--seconds", str(SECONDS)]
     done = subprocess.run(

@@ -80,6 +80,7 @@ def kinds(report: Report) -> set[str]:
     return {kind for _, kind in report.errors}
 
 
+@pytest.mark.alone
 def test_a_server_without_a_fault_has_none() -> None:
     report = loaded(right)
     assert report.count() == 0, report

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+import pytest
 from client import Client
 from server import Server, wait_until
 
@@ -73,6 +74,7 @@ def p99(server: Server, requests: int = 600) -> float:
     return sorted(taken)[int(requests * 0.99)]
 
 
+@pytest.mark.alone
 def test_slow_heads_bodies_and_idle_connections_end_in_time_and_together_hurt_nobody(serve: Serve) -> None:
     server = serve(*options())
     server.wait_ready(2)

@@ -407,6 +407,7 @@ def download(address: tuple[str, int], slow: bool, stop: threading.Event) -> Non
                 time.sleep(0.01 if slow else 0.001)
 
 
+@pytest.mark.alone
 def test_big_downloads_disturb_no_other_request_and_take_no_memory(
     serve: Callable[..., Server], files: Path
 ) -> None:

@@ -61,6 +61,7 @@ def test_pieces_come_whole_and_in_order(stream: Callable[..., Server], version: 
     assert server.pool()["counters"]["streamed"] == 3
 
 
+@pytest.mark.alone
 def test_an_event_is_with_its_client_before_the_next_one_is_made(stream: Callable[..., Server]) -> None:
     server = stream()
     late = []
