@@ -135,19 +135,23 @@ def test_one_child_leaks_which(shop: Callable[..., Server]) -> None:
     assert not any(line.startswith("memory: ") for line in top(server))
 
 
-def test_children_were_restarted_why(shop: Callable[..., Server]) -> None:
-    server = shop(expected=["cause=killed"])
+def test_children_were_restarted_why(shop: Callable[..., Server], gate: Path) -> None:
+    server = shop("--worker-request-timeout", "1s", expected=["cause=killed", "request timed out"])
 
     def last_is(kind: str, pid: int | None, pattern: str) -> None:
         """The newest event, wherever it is told."""
         (line,) = server.wait_log(pattern)
         event = wait_until(
             lambda: next(
-                (found for found in reversed(page(server)["events"]) if found["kind"] == kind), None
+                (
+                    event
+                    for event in reversed(page(server)["events"])
+                    if (event["kind"], event["pid"]) == (kind, pid)
+                ),
+                None,
             ),
             f"an event: {kind}",
         )
-        assert event["pid"] == pid
         if pid is not None:
             assert line.endswith(event["text"]), "the log says the same"
         server.wait_ready(3)
@@ -160,11 +164,16 @@ def test_children_were_restarted_why(shop: Callable[..., Server]) -> None:
     found = re.search(r'worker-pid=(\d+) method=POST target="/crash" outcome="it was answered 502"$', lost)
     assert found
     last_is("death", int(found[1]), rf'msg="worker died" worker-pid={found[1]} exit-code=7 ')
-    (told,) = [event for event in page(server)["events"] if event["kind"] == "request"]
-    assert re.fullmatch(
-        rf'msg="request lost its worker" worker-pid={found[1]} age=0\.\d+s method=POST target=/crash',
-        told["text"],
-    )
+    lost_request = 'msg="request lost its worker" worker-pid='
+    (told,) = [event["text"] for event in page(server)["events"] if event["kind"] == "request"]
+    assert re.fullmatch(rf"{lost_request}{found[1]} age=0\.\d+s method=POST target=/crash", told)
+    # It ran a request for too long.
+    assert server.get(f"/report?{gate}").status == 504
+    (line,) = server.wait_log('cause="request timeout"')
+    pid = int(re.findall(r"worker-pid=(\d+)", line)[0])
+    last_is("end", pid, f'worker-pid={pid} .*cause="request timeout"')
+    told = [event["text"] for event in page(server)["events"] if event["kind"] == "request"][-1]
+    assert re.fullmatch(rf"{lost_request}{pid} age=1\.\d+s method=GET target=/report\?{gate}", told)
     # Somebody asked, for one or for all.
     pid = server.children()[0]
     assert server.ctl(f"drain {pid}") == ["OK"]
