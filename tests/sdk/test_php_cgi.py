@@ -145,12 +145,84 @@ def test_a_script_may_leave_the_body_unread(script: Any) -> None:
         assert worker.ask("http://h/", "PUT", {"Content-Type": "a/b"}, b"." * 1000000)[2] == b"unread"
 
 
-def test_what_a_script_flushes_is_streamed(script: Any, frame_of: Any) -> None:
-    worker = script("for ($i = 0; $i < 3; $i++) { echo $i; @ob_flush(); flush(); }", STREAM)
+# Goes on when the files 0, 1, … are there.
+STEPS = """
+for ($n = 0; $n < 3; $n++) {
+    echo $n;
+    @ob_flush();
+    flush();
+    while (!file_exists(__DIR__ . "/$n")) { usleep(1000); clearstatcache(); }
+}
+"""
+
+
+def test_what_a_script_flushes_is_sent_at_once(script: Any, frame_of: Any, tmp_path: Path) -> None:
+    worker = script(STEPS, STREAM)
     assert worker.ready() == ["stream"]
+    worker.send(frame_of())
+    for number in range(3):
+        assert worker.pieces(1) == [b"%d" % number]
+        (tmp_path / str(number)).touch()
+    assert worker.frame()[0] == 5
+
+
+CANCELS = {"POOLPARTY_FEATURES": "ready,stream,stream-cancel"}
+
+
+def test_a_script_that_goes_on_when_its_client_has_left_is_aborted(
+    script: Any, frame_of: Any, tmp_path: Path
+) -> None:
+    worker = script(
+        f"""
+        if ($_SERVER['REQUEST_URI'] === '/after') {{
+            foreach (scandir('/proc/self/fd') as $number) {{
+                $target = @readlink("/proc/self/fd/$number");
+                if ($number > 2 && str_starts_with((string) $target, 'pipe:')) {{ echo "$number is $target
+"; }}
+            }}
+            exit('its own');
+        }}
+        register_shutdown_function(fn () => touch('{tmp_path}/' . connection_status()));
+        while (true) {{ echo 'more'; flush(); }}
+        """,
+        CANCELS,
+    )
+    assert worker.ready() == ["stream", "stream-cancel"]
     for _ in range(2):
-        worker.send(frame_of())
-        assert [worker.frame()[0] for _ in range(5)] == [3, 4, 4, 4, 5]
+        worker.send(frame_of("http://h/"))
+        worker.pieces(2)
+        worker.cancel_stream()
+        assert worker.ask("http://h/after")[2] == b"its own"
+        (tmp_path / "1").unlink()  # CONNECTION_ABORTED
+    assert len(_children(worker.process.pid)) == 1
+    assert worker.leave() == (0, "")
+
+
+def test_a_script_that_soon_ends_is_left_to_itself_when_its_client_has_left(
+    script: Any, frame_of: Any, stream_cancel: bytes, tmp_path: Path
+) -> None:
+    worker = script(
+        "if ($_SERVER['REQUEST_URI'] === '/after') { exit((string) getmypid()); }" + STEPS, CANCELS
+    )
+    worker.ready()
+    before = worker.ask("http://h/after")[2]
+    worker.send(frame_of("http://h/"))
+    assert worker.pieces(1) == [b"0"]
+    worker.send(stream_cancel)
+    for number in range(3):
+        (tmp_path / str(number)).touch()
+    worker.read_to_the_end_of_the_stream()
+    assert worker.ask("http://h/after")[2] == before
+
+
+def test_an_answer_that_cannot_be_sent_leaves_nothing_to_the_next_request(script: Any) -> None:
+    worker = script("""
+        if ($_SERVER['REQUEST_URI'] === '/after') { exit('its own'); }
+        header('X-Wrong: 1', true, 600);
+        for ($n = 0; $n < 10; $n++) { echo 'theirs'; flush(); }
+    """)
+    assert worker.ask("http://h/")[0] == 500
+    assert worker.ask("http://h/after")[2] == b"its own"
 
 
 def test_a_php_cgi_that_ends_takes_its_child_along(script: Any, frame_of: Any) -> None:

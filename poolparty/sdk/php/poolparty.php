@@ -215,6 +215,7 @@ final class Worker
             self::report("$request->method $request->uri failed", $error);
             $frame = [self::FAILED];
         }
+        unset($answer); // so that nothing but $body holds what is streamed
         if ($frame === null) {
             $this->stream($request, $head, $body);
         } else {
@@ -257,9 +258,9 @@ final class Worker
      * An error before the first piece is answered as any other. Later the only way to tell the client that its answer
      * is not whole is to end without ResponseEnd.
      *
-     * @param iterable<string> $body
+     * @param iterable<string> $body released, and so closed, before the end is told
      */
-    private function stream(Request $request, string $head, iterable $body): void
+    private function stream(Request $request, string $head, iterable &$body): void
     {
         $started = false;
         $next = 0; // where in $behind the next frame begins that was not looked at
@@ -280,6 +281,7 @@ final class Worker
                 }
                 $this->write($frame);
             }
+            $body = null;
         } catch (EndOfService $end) {
             throw $end;
         } catch (\Throwable $error) {

@@ -100,6 +100,8 @@ final class Process
     private const MAX_CONTENT = 65528; // of a record: its size is 16 bits, and a multiple of 8 needs no padding
     private const READ_SIZE = 65536;
     private const BOOT_TIMEOUT = 10; // seconds
+    private const ABANDONED_TIMEOUT = 0.2; // seconds that a script whose client has left may take to end by itself
+    private const ABORTED_TIMEOUT = 1; // seconds, and then for its shutdown functions
     private const FOREVER = 1 << 30; // seconds: what takes too long is for the server to judge
 
     // So much fits the socket, which is empty when a request begins: to write it never waits for php-cgi to read.
@@ -113,9 +115,21 @@ final class Process
 
     private string $read = '';
 
+    /** Whether a script runs, or what it has written was not read up to its end. */
+    private bool $running = false;
+
     /** @param list<string> $options */
-    public function __construct(string $program, array $options)
+    public function __construct(private readonly string $program, private readonly array $options)
     {
+        $this->start();
+        register_shutdown_function(function (): void {
+            proc_terminate($this->process, 9);
+        });
+    }
+
+    private function start(): void
+    {
+        $program = $this->program;
         // Whoever can connect runs any script as this user: so the socket stands in a folder that is ours alone, and
         // only until we are connected.
         $folder = sys_get_temp_dir() . '/poolparty-' . bin2hex(random_bytes(8));
@@ -128,7 +142,7 @@ final class Process
             unset($environment['PHP_FCGI_CHILDREN'], $environment['POOLPARTY_FEATURES']);
             // Descriptor 3 is the server's, and not for others: there /dev/null takes its place.
             $descriptors = [$listening, STDERR, STDERR, ['file', '/dev/null', 'r']];
-            $this->process = @proc_open([$program, ...$options], $descriptors, $pipes, null, $environment)
+            $this->process = @proc_open([$program, ...$this->options], $descriptors, $pipes, null, $environment)
                 ?: self::failed($program);
             fclose($listening); // so that what is refused there is refused here
             $connect = static fn () => @stream_socket_client("unix://$folder/fastcgi", $code, $message)
@@ -147,9 +161,8 @@ final class Process
         }
         stream_set_timeout($this->connection, self::FOREVER);
         stream_set_chunk_size($this->connection, self::READ_SIZE);
-        register_shutdown_function(function (): void {
-            proc_terminate($this->process, 9);
-        });
+        $this->read = '';
+        $this->running = false;
     }
 
     /** @return never */
@@ -162,31 +175,26 @@ final class Process
     /** @param array{script: string, name: string, path_info: string, root: string} $target */
     public function answer(Request $request, array $target): Response
     {
+        if ($this->running) {
+            $this->abandon(); // that of an answer which could not be sent
+        }
+        $this->running = true;
         $this->write(
             self::BEGIN
             . self::records(self::PARAMS, self::parameters(environment($request, $target)))
             . self::records(self::STDIN, $request->body)
         );
-        $output = $this->output();
-        $head = '';
-        // Until the empty line; what is behind it in the same record begins the body.
+        $head = $this->output();
         while (!preg_match('~\r?\n\r?\n~', $head, $empty_line, PREG_OFFSET_CAPTURE)) {
-            if (!$output->valid()) {
+            if (!$this->running) {
                 throw new \RuntimeException("php-cgi answered without a head: " . substr($head, 0, 200));
             }
-            $head .= $output->current();
-            $output->next();
+            $head .= $this->output();
         }
         [$line, $at] = $empty_line[0];
         [$status, $headers] = self::head(substr($head, 0, $at));
-        $first = substr($head, $at + strlen($line));
-        if (!$output->valid()) {
-            return new Response($status, $headers, $first); // a small answer: it is all there
-        }
-        return new Response($status, $headers, (static function () use ($first, $output): iterable {
-            yield $first;
-            yield from $output;
-        })());
+        $first = substr($head, $at + strlen($line)); // all of it, if the answer is small
+        return new Response($status, $headers, $this->running ? $this->pieces($first) : $first);
     }
 
     /** @return array{int, array<string, list<string>>} */
@@ -208,36 +216,91 @@ final class Process
         return [$status, $headers];
     }
 
-    /** The pieces of what the script writes, until it has ended. */
-    private function output(): \Generator
+    /** The pieces of what the script writes, until it has ended or nobody wants more. */
+    private function pieces(string $first): \Generator
     {
-        while (true) {
-            ['type' => $type, 'size' => $size, 'padding' => $padding]
-                = unpack('Cversion/Ctype/nid/nsize/Cpadding', $this->read(8));
-            $content = $this->read($size);
-            $this->read($padding);
-            if ($type === self::STDOUT && $size > 0) {
-                yield $content;
-            } elseif ($type === self::STDERR && $size > 0) {
-                fwrite(STDERR, rtrim($content) . "\n");
-            } elseif ($type === self::END_REQUEST) {
-                return;
+        try {
+            yield $first;
+            while ($this->running) {
+                yield $this->output();
+            }
+        } finally {
+            if ($this->running) {
+                $this->abandon();
             }
         }
     }
 
-    private function read(int $size): string
+    /** What the script has written further; waits for it. */
+    private function output(): string
     {
-        while (strlen($this->read) < $size) {
-            $piece = fread($this->connection, self::READ_SIZE);
-            if ($piece === false || $piece === '') {
-                $this->gone();
-            }
-            $this->read .= $piece;
+        while (($output = $this->received()) === '' && $this->running) {
+            $this->readMore();
         }
-        $data = substr($this->read, 0, $size);
-        $this->read = substr($this->read, $size);
-        return $data;
+        return $output;
+    }
+
+    /** What the script has written, of what was read; of errors, for the log. Notes its end. */
+    private function received(): string
+    {
+        $output = '';
+        $at = 0;
+        while ($this->running && strlen($this->read) >= $at + 8) {
+            ['type' => $type, 'size' => $size, 'padding' => $padding]
+                = unpack('Cversion/Ctype/nid/nsize/Cpadding', $this->read, $at);
+            if (strlen($this->read) < $at + 8 + $size + $padding) {
+                break;
+            }
+            if ($type === self::STDOUT) {
+                $output .= substr($this->read, $at + 8, $size);
+            } elseif ($type === self::STDERR && $size > 0) {
+                fwrite(STDERR, rtrim(substr($this->read, $at + 8, $size)) . "\n");
+            } elseif ($type === self::END_REQUEST) {
+                $this->running = false;
+            }
+            $at += 8 + $size + $padding;
+        }
+        $this->read = substr($this->read, $at);
+        return $output;
+    }
+
+    private function readMore(): void
+    {
+        $piece = fread($this->connection, self::READ_SIZE);
+        if ($piece === false || $piece === '') {
+            $this->gone();
+        }
+        $this->read .= $piece;
+    }
+
+    /**
+     * Nobody wants the rest of what the script writes, and the next request must not find it. Most scripts end soon;
+     * another loses its connection, which aborts it at its next output, and php-cgi ends with it and is replaced.
+     */
+    private function abandon(): void
+    {
+        $end = microtime(true) + self::ABANDONED_TIMEOUT;
+        while (($left = $end - microtime(true)) > 0) {
+            $this->received();
+            if (!$this->running) {
+                return;
+            }
+            $reading = [$this->connection];
+            $none = null;
+            if (@stream_select($reading, $none, $none, 0, (int) ($left * 1e6))) {
+                $this->readMore();
+            }
+        }
+        fclose($this->connection);
+        $aborted = $this->process;
+        proc_terminate($aborted); // php-cgi then ends with its request
+        $this->start();
+        $end = microtime(true) + self::ABORTED_TIMEOUT;
+        while (proc_get_status($aborted)['running'] && microtime(true) < $end) {
+            usleep(10000);
+        }
+        proc_terminate($aborted, 9);
+        proc_close($aborted);
     }
 
     /** @return never */
@@ -264,7 +327,7 @@ final class Process
                 if ($piece === false || $piece === '' && feof($this->connection)) {
                     $this->gone();
                 }
-                $this->read .= $piece;
+                $this->read .= $piece; // which may be nothing
             }
             if ($writing) {
                 $written = @fwrite($this->connection, substr($data, $at, self::READ_SIZE));
