@@ -1,20 +1,22 @@
-"""conf/languages: each file is a good configuration, and serves its example."""
+"""conf/languages: each file is a good configuration, and serves its example whatever befalls its children."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
-from client import PATIENCE
-from server import Server
+from client import PATIENCE, Address
+from server import Server, wait_until
 
 PYTHON = Path(sys.executable).parent
 
@@ -49,6 +51,13 @@ CONFIGURATIONS = [
     Configuration("guile", "Hello from Guile!", ("guile", "--version"), large=True),
     Configuration("go", "Hello from Go!", ("go", "version"), large=True),
 ]
+
+
+FRAMEWORKS = {"asgi", "cgi", "php-front", "psgi", "rack", "wsgi"}
+"""Their examples have other routes than examples/app.*, which their own tests try."""
+
+TWO = "--min-pool-size", "2", "--max-pool-size", "2", "--spare-workers", "0"
+EXPECTED = ["worker died", "this page always fails", "Traceback"]
 
 
 @pytest.fixture(scope="module")
@@ -104,13 +113,81 @@ def test_it_is_good_and_serves_its_example(
     if configuration.name == "go":
         build(checkout / "examples", directory / "app", path)
     assert checked[configuration.name].startswith("The configuration is good.\n"), checked[configuration.name]
-    server = serve("-c", str(file), command=None, directory=directory, environment=environment)
-    server.wait_ready()
-    server.not_its_own.update({*server.session()} - {*server.children(), *server.http_workers()})  # php-cgi
-    with contextlib.closing(HTTPConnection(*server.address, timeout=PATIENCE)) as connection:
-        connection.request("GET", configuration.target)  # by a client that takes chunks, which CGI sends
-        answer = connection.getresponse()
-        assert (answer.status, answer.read().decode()) == (200, f"{configuration.greeting}\n")
+    options = "-c", str(file), *TWO
+    server = serve(*options, command=None, directory=directory, environment=environment, expected=EXPECTED)
+    server.wait_ready(2)
+    survives_kills(server, configuration)
+    if configuration.name not in FRAMEWORKS:
+        survives_requests(server)
+    server.wait_ready(2)
+    # Children of children, CGI's scripts and php-cgi.
+    server.not_its_own.update({*server.session()} - {*server.children(), *server.http_workers()})
+
+
+def survives_kills(server: Server, configuration: Configuration) -> None:
+    """Under load, no request fails that can be run again."""
+    clients = [Client(server.address, configuration) for _ in range(4)]
+    for client in clients:
+        client.start()
+    killed: list[int] = []
+    try:
+        for _ in range(3):
+            # One that waited at the last kill has its answer by now: it was run a second time at most.
+            marks = [client.answers + 2 for client in clients]
+            wait_until(
+                lambda marks=marks: all(  # type: ignore[misc]
+                    client.answers >= mark or not client.is_alive()
+                    for client, mark in zip(clients, marks, strict=True)
+                ),
+                "answers",
+            )
+            alive = wait_until(lambda: {*server.children("idle", "busy")} - {*killed}, "a child")
+            killed.append(alive.pop())
+            os.kill(killed[-1], signal.SIGKILL)
+    finally:
+        for client in clients:
+            client.stopping = True
+        for client in clients:
+            client.join()
+    assert [client.failure for client in clients if client.failure] == []
+    server.wait_log("worker died", 3)
+
+
+class Client(threading.Thread):
+    """Asks for the greeting again and again, by a client that takes chunks, which CGI sends."""
+
+    def __init__(self, address: Address, configuration: Configuration) -> None:
+        super().__init__()
+        assert not isinstance(address, str)
+        self.connection = HTTPConnection(*address, timeout=PATIENCE)
+        self.configuration = configuration
+        self.answers = 0
+        self.failure = ""
+        self.stopping = False
+
+    def run(self) -> None:
+        expected = (200, f"{self.configuration.greeting}\n")
+        with contextlib.closing(self.connection):
+            while not self.stopping:
+                try:
+                    self.connection.request("GET", self.configuration.target)
+                    answer = self.connection.getresponse()
+                    got = (answer.status, answer.read().decode())
+                    assert got == expected, got
+                except Exception as error:
+                    self.failure = repr(error)
+                    return
+                self.answers += 1
+
+
+def survives_requests(server: Server) -> None:
+    """An exception, a body as large as may be, and one of no byte: they cost no child."""
+    children = server.wait_ready(2)
+    assert server.get("/error").status == 500
+    for size in (4 << 20, 0):
+        answer = server.ask("POST", "/upload", bytes(size))
+        assert (answer.status, answer.body) == (200, f"{size} bytes\n".encode())
+    assert server.children() == children
 
 
 def there(configuration: Configuration, environment: dict[str, str]) -> None:

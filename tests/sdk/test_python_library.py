@@ -263,7 +263,7 @@ def test_sys_exit_in_a_handler_ends_the_worker(serve: Any, frame_of: Any) -> Non
 
 def test_an_unknown_request_ends_the_worker_with_a_word(serve: Any) -> None:
     worker = serve("poolparty.serve(lambda request: 'x')")
-    worker.send(b"\x01\x00\x00\x00\x02")
+    worker.send(b"\x01\x00\x00\x00\x09")
     status, stderr = worker.leave()
     assert status == 1
     assert stderr == "poolparty: a request of a kind this library does not know (2)\n"
