@@ -185,10 +185,10 @@ def test_a_handler_can_end_the_worker(worker: Any, frame_of: Any) -> None:
 
 
 def test_an_unknown_request_ends_the_worker_with_a_word(worker: Any) -> None:
-    worker.send(b"\x01\x00\x00\x00\x02")
+    worker.send(b"\x01\x00\x00\x00\x09")
     status, stderr = worker.leave()
     assert status != 0
-    assert "poolparty: a request of a kind this library does not know (2)" in stderr
+    assert "poolparty: a request of a kind this library does not know (9)" in stderr
 
 
 def test_ready_names_what_will_be_used_and_is_said_once_and_first(

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from poolparty.wire.frames import HTTPRequestFile, encode_request
+
 FEATURES = {"POOLPARTY_FEATURES": "ready,health-reply,stream"}
 
 
@@ -74,6 +76,33 @@ def test_a_body_in_pieces_may_wait_in_the_event_loop(serve: Any, frame_of: Any) 
         assert worker.pieces(2) == pieces
         assert worker.frame()[0] == 5
     assert worker.leave() == (0, "")
+
+
+def test_a_large_body_is_a_path_for_a_program_that_asks_for_it(serve: Any, tmp_path: Path) -> None:
+    body = tmp_path / "body"
+    body.write_bytes(b"large")
+    request = HTTPRequestFile(b"@", b"http://h/up", b"PUT", [(b"Host", b"h")], os.fsencode(body), 5)
+    worker = serve(
+        """
+        (defn handler [req]
+          {:headers {"Method" (req :method) "Host" ((req :headers) "Host") "Size" (string (req :body-size))}
+           :body (if (req :body) (req :body) (slurp (req :body-file)))})
+        (defn main [&] (poolparty/serve handler :body-files true))
+        """,
+        {"POOLPARTY_FEATURES": "ready,health-reply,stream,body-file"},
+    )
+    assert worker.ready() == ["health-reply", "stream", "body-file"]
+    for _ in range(2):
+        worker.send(encode_request(request))
+        headers = {"Method": ["PUT"], "Host": ["h"], "Size": ["5"]}
+        assert worker.response() == (200, headers, b"large")
+        assert worker.ask("http://h/", "PUT", {"Host": "h"}, b"small")[2] == b"small"
+    assert worker.leave() == (0, "")
+
+
+def test_other_programs_are_given_no_files(serve: Any) -> None:
+    worker = serve(ECHO, {"POOLPARTY_FEATURES": "ready,body-file"})
+    assert worker.ready() == []
 
 
 @pytest.mark.parametrize("piece", ["7", "nil"])
@@ -286,10 +315,10 @@ def test_the_end_of_the_pipe_in_the_middle_of_a_request(serve: Any, frame_of: An
 
 def test_an_unknown_request_ends_the_worker_with_a_word(serve: Any) -> None:
     worker = serve("(defn main [&] (poolparty/serve (fn [request] {})))")
-    worker.send(b"\x01\x00\x00\x00\x02")
+    worker.send(b"\x01\x00\x00\x00\x09")
     status, stderr = worker.leave()
     assert status == 1
-    assert "a request of a kind this library does not know (2)" in stderr
+    assert "a request of a kind this library does not know (9)" in stderr
 
 
 def test_ready_is_said_once_and_first_where_it_is_offered(serve: Any, health_check: bytes) -> None:

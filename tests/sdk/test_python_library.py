@@ -266,7 +266,7 @@ def test_an_unknown_request_ends_the_worker_with_a_word(serve: Any) -> None:
     worker.send(b"\x01\x00\x00\x00\x09")
     status, stderr = worker.leave()
     assert status == 1
-    assert stderr == "poolparty: a request of a kind this library does not know (2)\n"
+    assert stderr == "poolparty: a request of a kind this library does not know (9)\n"
 
 
 def test_ready_is_said_once_and_first_where_it_is_offered(serve: Any, health_check: bytes) -> None:

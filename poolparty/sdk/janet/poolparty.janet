@@ -15,6 +15,7 @@
 
 (def- http-request 0)
 (def- health-check-request 1)
+(def- http-request-file 2)
 
 (def- http-response 0)
 (def- ready 1)
@@ -154,6 +155,23 @@
       (unless (= (length body) size)
         (error "poolparty: the pipe ended in a request's body"))
       (put request :body body)))
+  request)
+
+(defn- read-file-request
+  "The request table from the frame of a request whose body is in a file."
+  [buf start]
+  (var at start)
+  (def request (table/clone blank-request))
+  (put request :remote-address (read-bytes string/slice buf at))
+  (put request :uri (read-bytes string/slice buf at))
+  (put request :method (read-bytes string/slice buf at))
+  (put request :headers (read-headers buf at))
+  (put request :body nil)
+  (put request :body-file (read-bytes string/slice buf at))
+  (def [size behind] (read-uint buf at))
+  (put request :body-size size)
+  (unless (= behind (length buf))
+    (error "poolparty: bytes stand behind a request"))
   request)
 
 (defn- head-is-in?
@@ -340,12 +358,15 @@
   A body may be a fiber that yields bytes, (coro (yield "one\n") ...) say, or an array or tuple of bytes. Where the
   server takes responses in pieces, each is sent when it is there; otherwise they are collected.
 
+  With :body-files true a large body may stay in a file: the request then has :body-file, its path, which is there
+  until the answer, and :body-size instead of :body.
+
   (health-check) is called now and then while no request runs; if it raises an error, this process is unwell and
   will be replaced.
 
   Two things differ from the original's library. A handler that raises an error, or returns what is no response,
   costs its request (500, with the trace on stderr) and not the process. And the end of the pipe is no error.``
-  [handler &keys {:inf inf :outf outf :health-check health-check}]
+  [handler &keys {:inf inf :outf outf :health-check health-check :body-files body-files}]
   (default outf (open-outf))
   (default inf (open-inf))
   (default health-check (fn [] nil))
@@ -457,13 +478,25 @@
             (buffer/clear buf)
             (buffer/trim buf)))
 
+        (= tag http-request-file)
+        (do
+          (def request (read-file-request buf 5))
+          (set current request)
+          (def body (encode out (handler request)))
+          (set current :answering)
+          (file/write outf out body)
+          (file/flush outf)
+          (set current nil)
+          (flush))
+
         (= tag health-check-request)
         (check-health)
 
         (errorf "poolparty: a request of a kind this library does not know (%d)" tag))))
 
   (when says-ready
-    (def features (filter truthy? [(if replies "health-reply") (if streams "stream")]))
+    (def files (and body-files (index-of "body-file" offered)))
+    (def features (filter truthy? [(if replies "health-reply") (if streams "stream") (if files "body-file")]))
     (write-message ready (length features) ;(map sized features)))
   (var running true)
   (while running
