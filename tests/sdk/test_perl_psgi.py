@@ -149,7 +149,7 @@ def test_a_writers_piece_that_is_not_wanted_any_more_is_an_error(psgi: Any, fram
     source = """sub { sub {
         my $writer = $_[0]->([200, []]);
         eval { $writer->write('more') while 1 };
-        print "ended by a ", ref $@, "\n";
+        print "ended by a ", ref $@, ": $@\n";
         die $@;
     } }"""
     worker = psgi(source, {"POOLPARTY_FEATURES": "ready,stream,stream-cancel"})
@@ -158,7 +158,26 @@ def test_a_writers_piece_that_is_not_wanted_any_more_is_an_error(psgi: Any, fram
         worker.send(frame_of("http://h/"))
         assert worker.pieces(2) == [b"more"] * 2
         worker.cancel_stream()
-        assert worker.line_of_stdout() == b"ended by a Poolparty::Cancelled\n"
+        assert worker.line_of_stdout() == b"ended by a Poolparty::Cancelled: the client has left\n"
+    assert worker.leave() == (0, "")
+
+
+def test_a_program_that_goes_on_after_that_error_is_left(psgi: Any, frame_of: Any) -> None:
+    source = """
+        sub Guard::DESTROY { print "left\\n" }
+        sub { sub {
+            my $guard = bless [], 'Guard';
+            my $writer = $_[0]->([200, []]);
+            while (1) { eval { $writer->write('more') } }
+        } }
+    """
+    worker = psgi(source, {"POOLPARTY_FEATURES": "ready,stream,stream-cancel"})
+    assert worker.ready() == ["stream", "stream-cancel"]
+    for _ in range(2):
+        worker.send(frame_of("http://h/"))
+        assert worker.pieces(2) == [b"more"] * 2
+        worker.cancel_stream()
+        assert worker.line_of_stdout() == b"left\n"
     assert worker.leave() == (0, "")
 
 

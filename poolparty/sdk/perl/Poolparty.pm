@@ -121,7 +121,7 @@ sub _delayed {
         return;
     };
     my $good = _try(sub {
-        $answer->($respond);
+        ANSWER: { $answer->($respond) }
         die "a handler has returned a sub that gave no answer\n" if !defined $head;
         $body = _collect($body) if ref $body && !$streams;
         $writer->close if $writer;
@@ -471,7 +471,7 @@ package Poolparty::Writer;
 
 sub new {
     my ($class, $head) = @_;
-    return bless { head => $head, whole => '', started => 0, closed => 0, behind => 0 }, $class;
+    return bless { head => $head, whole => '', started => 0, closed => 0, behind => 0, told => 0 }, $class;
 }
 
 # Whether the server does not want the rest of it any more, or is gone. Waits for nothing.
@@ -483,7 +483,14 @@ sub cancelled {
 sub write {
     my ($self, $piece) = @_;
     die "the answer has been closed already\n" if $self->{closed};
-    die bless {}, 'Poolparty::Cancelled' if $self->cancelled;
+    if ($self->cancelled) {
+        # What catches the error and goes on, as Dancer2 does, is left by other means.
+        no warnings 'exiting';
+        last ANSWER if $self->{told}++;
+        # Loaded only now, as all that few processes need.
+        eval q{package Poolparty::Cancelled; use overload '""' => sub { 'the client has left' }, fallback => 1};
+        die bless {}, 'Poolparty::Cancelled';
+    }
     return $self->send($piece);
 }
 
