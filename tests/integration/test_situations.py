@@ -138,8 +138,8 @@ def test_one_child_leaks_which(shop: Callable[..., Server]) -> None:
 def test_children_were_restarted_why(shop: Callable[..., Server], gate: Path) -> None:
     server = shop("--worker-request-timeout", "1s", expected=["cause=killed", "request timed out"])
 
-    def last_is(kind: str, pid: int | None, pattern: str) -> None:
-        """The newest event, wherever it is told."""
+    def last_is(kind: str, pid: int | None, pattern: str) -> str:
+        """The newest event of this kind, in the log and the page's data; its text."""
         (line,) = server.wait_log(pattern)
         event = wait_until(
             lambda: next(
@@ -156,17 +156,21 @@ def test_children_were_restarted_why(shop: Callable[..., Server], gate: Path) ->
             assert line.endswith(event["text"]), "the log says the same"
         server.wait_ready(3)
         assert pid not in server.children()
-        assert any(line.endswith(event["text"]) for line in top(server)[-2:])
+        text: str = event["text"]
+        return text
 
     # It crashed, and with which request.
     assert server.ask("POST", "/crash", b"").status == 502
     (lost,) = server.wait_log('msg="request lost its worker"')
     found = re.search(r'worker-pid=(\d+) method=POST target="/crash" outcome="it was answered 502"$', lost)
     assert found
-    last_is("death", int(found[1]), rf'msg="worker died" worker-pid={found[1]} exit-code=7 ')
+    death = last_is("death", int(found[1]), rf'msg="worker died" worker-pid={found[1]} exit-code=7 ')
     lost_request = 'msg="request lost its worker" worker-pid='
-    (told,) = [event["text"] for event in page(server)["events"] if event["kind"] == "request"]
+    (told,) = wait_until(
+        lambda: [event["text"] for event in page(server)["events"] if event["kind"] == "request"], "which"
+    )
     assert re.fullmatch(rf"{lost_request}{found[1]} age=0\.\d+s method=POST target=/crash", told)
+    assert {line.partition(" ")[2] for line in top(server)[-2:]} == {death, told}
     # It ran a request for too long.
     assert server.get(f"/report?{gate}").status == 504
     (line,) = server.wait_log('cause="request timeout"')
@@ -177,13 +181,13 @@ def test_children_were_restarted_why(shop: Callable[..., Server], gate: Path) ->
     # Somebody asked, for one or for all.
     pid = server.children()[0]
     assert server.ctl(f"drain {pid}") == ["OK"]
-    last_is("replaced", pid, rf'msg="worker ended" worker-pid={pid} .*cause=drained')
+    drained = last_is("replaced", pid, rf'msg="worker ended" worker-pid={pid} .*cause=drained')
     pid = server.children()[0]
     assert server.ctl(f"kill {pid}") == ["OK"]
-    last_is("end", pid, rf'msg="worker ended" worker-pid={pid} .*cause=killed')
+    killed = last_is("end", pid, rf'msg="worker ended" worker-pid={pid} .*cause=killed')
     assert server.ctl("restart-workers") == ["OK"]
     last_is("restart", None, 'msg="restarting workers" reason="asked for on the control socket"')
-    asked, done = page(server)["events"][-2:]
-    assert asked["text"] == "restarting all workers: asked for on the control socket"
-    assert done["text"] == "all workers have been replaced"
-    assert top(server)[-2].endswith(asked["text"])
+    told_last = [drained, killed, "restarting all workers: asked for on the control socket"]
+    told_last += ["all workers have been replaced"]
+    assert [event["text"] for event in page(server)["events"][-4:]] == told_last
+    assert [line.partition(" ")[2] for line in top(server)[-4:]] == told_last
