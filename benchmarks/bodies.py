@@ -18,7 +18,6 @@ import os
 import re
 import selectors
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -312,14 +311,12 @@ def listen(server: Server, seconds: float) -> dict[str, float]:
 
 
 def busy(server: Server) -> int:
-    command = [
-        server_python(),
-        str(CHECKOUT / "bin" / "poolparty-ctl"),
-        "--ctl-socket",
-        str(server.folder / "ctl.sock"),
-    ]
-    done = subprocess.run([*command, "stats", "--json"], capture_output=True, text=True, check=True)
-    return int(json.loads(done.stdout)["pools"][0]["busy"])
+    """Children that run something. By the control socket itself: starting poolparty-ctl takes longer."""
+    with socket.socket(socket.AF_UNIX) as control:
+        control.connect(str(server.folder / "ctl.sock"))
+        control.sendall(b"stats --json\nexit\n")
+        said = b"".join(iter(lambda: control.recv(1 << 16), b""))
+    return int(json.loads(said)["pools"][0]["busy"])
 
 
 # --- the page ----------------------------------------------------------------------------------------------
@@ -341,8 +338,8 @@ def page(
     about = machine.describe()
     return (
         f"\n{table}\n"
-        f"{size:,} MiB each way, one child, medians of {options.rounds} rounds, both ends making the SHA-256; by "
-        f"`python -m benchmarks.bodies --write`, on {about['cores']} cores ({about['processor']}), "
+        f"{size:,} MiB each way, one child, medians of {options.rounds} rounds, both ends making the SHA-256; "
+        f"by `python -m benchmarks.bodies --write`, on {about['cores']} cores ({about['processor']}), "
         f"{about['system']}; the machine's load before was {load:.1f}.\n\n"
         f"{STREAMS} clients listened to {STREAMS} Python children for {options.seconds:g} s, an event every "
         f"{1000 * EVENT_INTERVAL:g} ms each: of {streams['events']:,.0f} events half came within "
