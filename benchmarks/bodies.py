@@ -338,7 +338,7 @@ def page(
     about = machine.describe()
     return (
         f"\n{table}\n"
-        f"{size:,} MiB each way, one child, medians of {options.rounds} rounds, both ends making the SHA-256; "
+        f"{size:,} MiB each way, one child, medians of {options.rounds} rounds, SHA-256 made at both ends; "
         f"by `python -m benchmarks.bodies --write`, on {about['cores']} cores ({about['processor']}), "
         f"{about['system']}; the machine's load before was {load:.1f}.\n\n"
         f"{STREAMS} clients listened to {STREAMS} Python children for {options.seconds:g} s, an event every "

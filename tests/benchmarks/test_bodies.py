@@ -12,7 +12,7 @@ from benchmarks import bodies
 
 
 def test_the_page_has_a_place_for_the_figures() -> None:
-    before, rest = bodies.PAGE.read_text().split(bodies.BEGIN)
+    _, rest = bodies.PAGE.read_text().split(bodies.BEGIN)
     assert bodies.END in rest
     samples = {"a server": {"up": [1.0, 9.0, 2.0], "down": [30.0, 10.0, 20.0], "memory": [7.0, 8.0, 5.0]}}
     streams = {"events": 4000.0, "p50": 0.5, "p99": 2.0, "longest": 11.0, "free": 300.0}
