@@ -7,6 +7,7 @@
 /truncated      half of an answer, then the end
 /early          an answer, and a second one that nobody asked for
 /late           ignores SIGTERM, sleeps for longer than the time limit, and then answers
+/stream         its process id, and then on and on, in pieces
 /orphan         leaves a process in its group behind, then answers
 """
 
@@ -63,6 +64,15 @@ def late(request):
     return "wrong: this is late"
 
 
+def stream(request):
+    def pieces():
+        while True:
+            yield f"{os.getpid()}\n"
+            time.sleep(0.01)
+
+    return {"body": pieces()}
+
+
 def orphan(request):
     subprocess.Popen(["sleep", "600"], stdin=subprocess.DEVNULL)
     return "right"
@@ -87,6 +97,8 @@ def read(source, size):
 
 
 poolparty._payloads = one_at_a_time
-PAGES = {f"/{page.__name__}": page for page in (load, die, garbage, huge, truncated, early, late, orphan)}
+PAGES = {
+    f"/{page.__name__}": page for page in (load, die, garbage, huge, truncated, early, late, stream, orphan)
+}
 
 poolparty.serve(lambda request: PAGES[request.path](request))

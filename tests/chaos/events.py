@@ -10,13 +10,15 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -246,6 +248,40 @@ def _quietly(condition: Callable[[], bool]) -> bool:
 def _session_of(victim: Victim) -> list[psutil.Process]:
     pids = set(victim.session())
     return [p for p in psutil.process_iter(["name", "ppid"]) if p.pid in pids]
+
+
+@contextlib.contextmanager
+def _stream(chaos: Chaos) -> Iterator[tuple[socket.socket, int]]:
+    """A client in the middle of a streamed answer, and the child that sends it."""
+    with socket.create_connection(chaos.victim.address, 3 * REQUEST_TIMEOUT) as client:
+        client.sendall(b"GET /stream HTTP/1.1\r\nHost: h\r\n\r\n")
+        said = b""
+        while not (found := re.search(rb"\r\n\r\n[0-9a-f]+\r\n(\d+)\n", said)):
+            data = client.recv(65536)
+            assert data, f"a stream broke off: {said!r}"
+            said += data
+        yield client, int(found[1])
+
+
+def leave_a_stream(chaos: Chaos) -> str:
+    """Its child is free again, and nobody is harmed."""
+    with _stream(chaos) as (client, pid):
+        if chaos.chance.random() < 0.5:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    return f"of {pid}"
+
+
+def kill_a_child_that_streams(chaos: Chaos) -> str:
+    """Its client sees that the answer is not whole. Nobody else had a request there."""
+    with _stream(chaos) as (client, pid):
+        os.kill(pid, signal.SIGKILL)
+        said = b""
+        with contextlib.suppress(ConnectionError):
+            while data := client.recv(65536):
+                said += data
+        assert not said.endswith(b"0\r\n\r\n"), "a stream whose child was killed looks whole"
+    wait_until(lambda: pid not in chaos.victim.children(), "the child's end")
+    return str(pid)
 
 
 # --- HTTP workers ------------------------------------------------------------------------------------------
@@ -525,6 +561,8 @@ EVENTS: dict[str, Callable[[Chaos], str]] = {
         ask_wrongly("early", 200, 502),
         ask_wrongly("late", 504),
         leave_an_orphan,
+        leave_a_stream,
+        kill_a_child_that_streams,
         kill_http_worker,
         stop_http_worker_for_a_moment,
         more_and_fewer_http_workers,

@@ -34,6 +34,12 @@ class ConnectionMachine(RuleBasedStateMachine):
         self.asked: list[bytes] = []  # targets, in order; b"" for what is no request
         self.left = False
         self.timed_out = False
+        self.streaming = False
+
+    @property
+    def answering(self) -> bool:
+        """Whether a child has a request of a client that is there."""
+        return not self.left and self.side.running is not None
 
     @property
     def open(self) -> bool:
@@ -75,17 +81,41 @@ class ConnectionMachine(RuleBasedStateMachine):
     @rule()
     def leaves(self) -> None:
         self.left = True
+        self.streaming = False
         self.side.leave()
 
     # --- the pool ---
 
-    @precondition(lambda self: not self.left and self.side.running is not None)
+    @precondition(lambda self: self.answering and not self.streaming)
     @rule()
     def a_child_answers(self) -> None:
         self.side.seen()
         self.side.answer(self.side.running.target)
 
-    @precondition(lambda self: not self.left and self.side.running is not None)
+    @precondition(lambda self: self.answering and not self.streaming)
+    @rule()
+    def a_child_begins_a_stream(self) -> None:
+        self.side.begin(None)
+        self.streaming = True
+
+    @precondition(lambda self: self.answering and self.streaming)
+    @rule(size=st.integers(0, 300))
+    def it_sends_a_piece(self, size: int) -> None:
+        self.side.piece(b"y" * size, False)
+
+    @precondition(lambda self: self.answering and self.streaming)
+    @rule(whole=st.booleans())
+    def the_stream_ends(self, whole: bool) -> None:
+        self.streaming = False
+        if whole:
+            self.side.piece(b"", True)
+        else:
+            self.side._answered += 1
+            self.side.connection.cut_response(self.side.dispatcher.submitted[-1])
+            assert self.side.transport.aborted
+            self.leaves()
+
+    @precondition(lambda self: self.answering and not self.streaming)
     @rule(status=st.sampled_from([502, 503, 504]))
     def no_child_does(self, status: int) -> None:
         request = self.side.running
@@ -116,7 +146,7 @@ class ConnectionMachine(RuleBasedStateMachine):
         assert b"" not in submitted
         done = self.side._answered
         refusals = [at for at, status in enumerate(statuses) if status in REFUSALS]
-        assert len(statuses) == done + len(refusals) or self.left
+        assert len(statuses) == done + len(refusals) + self.streaming or self.left
         assert not refusals or refusals == [len(statuses) - 1]
         if refusals and not self.timed_out:
             assert b"" in self.asked and len(submitted) <= self.asked.index(b"")
@@ -137,7 +167,9 @@ class ConnectionMachine(RuleBasedStateMachine):
             return
         try:
             # Left alone, a connection ends: whatever has arrived is answered, and then time passes.
-            if not self.left and self.side.running is not None:
+            if self.answering and self.streaming:
+                self.the_stream_ends(whole=True)
+            if self.answering:
                 self.side.serve()
             if not self.left:
                 for _ in range(4):
