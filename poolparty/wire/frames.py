@@ -269,6 +269,9 @@ def decode_response(payload: bytes) -> Response:
 
 def _decode_other(payload: bytes) -> Response:
     tag, at = decode_uint(payload, 0)
+    if at > 1:
+        # A known one in a longer form than it has is unknown too: readers tell kinds by the first byte.
+        raise FrameError(f"a response has the unknown tag {tag}")
     if tag == RESPONSE_START:
         return ResponseStart(_decode_start(payload[at:]), None)
     if tag == RESPONSE_CHUNK:

@@ -20,9 +20,23 @@ def whole(data: bytes) -> tuple[list[Answer], bool]:
     reader = frames.FrameReader()
     reader.feed(data)
     found: list[Answer] = []
+    head: frames.ResponseHead | None = None  # of what comes in pieces
+    body = b""
     try:
         while (payload := reader.next_payload()) is not None:
-            found.append(plain(frames.decode_response(payload)))
+            message = frames.decode_response(payload)
+            if isinstance(message, frames.ResponsePiece) != (head is not None):
+                return found, True  # a piece of nothing, or no piece in the middle of an answer
+            if isinstance(message, frames.ResponseStart):
+                head, body = message.head, b""
+            elif isinstance(message, frames.ResponsePiece):
+                assert head is not None
+                body += message.data
+                if message.last:
+                    found.append((head.status, head.headers, body))
+                    head = None
+            else:
+                found.append(plain(message))
     except FrameError:
         return found, True
     return found, False

@@ -16,7 +16,7 @@ import atheris
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "worker")]
 with atheris.instrument_imports(include=["poolparty.worker"]):
-    from test_connection import Side
+    from side import Side
 
 Seen = list[tuple[bytes, bytes, list[tuple[bytes, bytes]], bytes]]
 

@@ -410,6 +410,17 @@ def test_what_is_no_piece_in_the_middle_of_a_streamed_response_is_refused(payloa
             reader.feed(frame(payload))
 
 
+@pytest.mark.parametrize("tag", range(6))
+@pytest.mark.parametrize("before", [b"", START], ids=["between two responses", "in the middle of one"])
+def test_a_tag_in_a_longer_form_than_it_has_is_no_tag(tag: int, before: bytes) -> None:
+    """The end of a stream in two bytes was one where there was no stream."""
+    for behind in (b"", b"\0", b"\1a", b"\xc8\1\0\0"):
+        reader = ResponseReader()
+        reader.feed(before)
+        with pytest.raises(FrameError):
+            reader.feed(frame(bytes([tag | 0x80, 0]) + behind))
+
+
 @pytest.mark.parametrize("payload", [b"\4\1a", b"\5", b"\4\x81\x80\4" + bytes(65537)])
 def test_a_piece_that_belongs_to_no_response_is_refused(payload: bytes) -> None:
     for before in (b"", START + END, encode_response(http_response())):
