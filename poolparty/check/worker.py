@@ -112,8 +112,8 @@ class Worker:
             unread = len(self._unsent) + self.bytes_unread()
             raise Failed(
                 f"{unread} of {len(data)} bytes were still not read after {self.patience:g} s: read "
-                "descriptor 0 "
-                "from the start on, and again after each answer"
+                "descriptor 0 from the start on, and again after each answer; if it only starts slowly, give "
+                "it longer (--timeout)"
             )
 
     def close_stdin(self) -> None:
