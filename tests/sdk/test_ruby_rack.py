@@ -202,6 +202,18 @@ def test_a_program_of_ones_own_serves_an_application(serve: Any) -> None:
     assert worker.ask()[2] == b"mine"
 
 
+def test_a_body_may_say_that_it_is_no_array(rack: Any) -> None:
+    """As Rails' do, whose to_ary is nil."""
+    worker = rack("""
+        body = Class.new do
+          def each = 3.times { |number| yield "line #{number}\\n" }
+          def to_ary = nil
+        end
+        run lambda { |env| [200, { "content-type" => "text/plain" }, body.new] }
+    """)
+    assert worker.ask()[2] == b"line 0\nline 1\nline 2\n"
+
+
 # ---- Sinatra, through Rack::Lint.
 
 
@@ -239,3 +251,39 @@ def test_sinatra_streams_and_errors(sinatra: Any) -> None:
     assert sinatra.ask("http://h/stream")[2] == b"line 0\nline 1\nline 2\n"
     assert sinatra.ask("http://h/error")[::2] == (500, b"something went wrong\n")
     assert "this page always fails" in sinatra.leave()[1]
+
+
+# ---- Rails, as it is in production.
+
+
+@pytest.fixture
+def rails(interpreter: str, start_program: Callable[..., Any], needs: Any, checkout: Path) -> Any:
+    """One worker, asked for everything: it starts slowly."""
+    needs("Rails", interpreter, "-rrails", "-raction_controller/railtie", "-e", "0", large=True)
+    environment = {"RAILS_ENV": "production", **STREAM}
+    worker = start_program(checkout / "examples" / "rails" / "config.ru", environment, ["-rpoolparty/rack"])
+    worker.ready()
+    return worker
+
+
+def test_rails(rails: Any, frame_of: Any) -> None:
+    host = {"Host": "h"}
+    assert rails.ask("http://h/", headers=host)[::2] == (200, b"Hello from Rails!\n")
+    assert rails.ask("http://h/", "HEAD", host)[::2] == (200, b"")
+    assert rails.ask("http://h/hello/%3Cb%3E", headers=host)[2] == b"<h1>Hello, &lt;b&gt;!</h1>\n"
+    form = {**host, "Content-Type": "application/x-www-form-urlencoded"}
+    assert rails.ask("http://h/form", "POST", form, b"name=gr%C3%BC")[2].decode() == "Hello, grü!\n"
+    content = os.urandom(300_000)
+    body = (
+        b'--XX\r\nContent-Disposition: form-data; name="file"; filename="f.bin"\r\n'
+        b"Content-Type: application/octet-stream\r\n\r\n" + content + b"\r\n--XX--\r\n"
+    )
+    upload = {**host, "Content-Type": "multipart/form-data; boundary=XX", "Content-Length": str(len(body))}
+    assert rails.ask("http://h/upload", "POST", upload, body)[2] == b"f.bin: 300000 bytes\n"
+    _, headers, body = rails.ask("http://h/count", headers=host)
+    cookie = headers["Set-Cookie"][0].split(";")[0]
+    assert rails.ask("http://h/count", headers={**host, "Cookie": cookie})[2] == b"2\n"
+    rails.send(frame_of("http://h/stream", headers=host))
+    assert [rails.frame()[0] for _ in range(5)] == [3, 4, 4, 4, 5]
+    assert rails.ask("http://h/error", headers=host)[0] == 500
+    assert rails.ask("http://h/nowhere", headers=host)[0] == 404

@@ -100,10 +100,11 @@ module Poolparty
         fields
       end
 
-      # An Array is sent whole. What calls back with a stream (Rack 3) gives its pieces as others do.
+      # An Array is sent whole; to_ary is nil where there is none (Rails, of a stream). What calls back with a
+      # stream (Rack 3) gives its pieces as others do.
       def whole_or_pieces(body)
-        if body.respond_to?(:to_ary)
-          pieces = body.to_ary
+        pieces = body.to_ary if body.respond_to?(:to_ary)
+        if pieces
           body.close if body.respond_to?(:close)
           pieces.size == 1 ? pieces.first : pieces.map(&:b).join
         elsif body.respond_to?(:each)
