@@ -1,5 +1,6 @@
 # A Rack application, Sinatra's or Rails': poolparty -c conf/languages/rack.py
-# The example needs Sinatra (Debian: ruby-sinatra); examples/rails is one of Rails (ruby-railties). No server gem (puma, unicorn) is needed.
+# The example needs Sinatra (Debian: ruby-sinatra); examples/rails is one of Rails (ruby-railties). No server
+# gem (puma, unicorn) is needed.
 worker_class = "poolparty.GWorker"
 
 pool_cmd = "ruby -rpoolparty/rack examples/sinatra/config.ru"
