@@ -41,6 +41,9 @@ SERVICE = 0.02
 """Seconds that a request takes."""
 CAPACITY = sum(SIZES.values()) / SERVICE
 
+WARM_UP = 5.0
+"""Seconds until the servers' averages are of this load."""
+
 DEADLINE = 30.0
 
 APPLICATION = f"""import os, time
@@ -84,7 +87,6 @@ ROWS = (
         for agent in (False, True)
     ),
     Row("leastconn", sized=True, queue=True),
-    Row("leastconn", sized=True, agent=True, queue=True),
 )
 
 
@@ -202,7 +204,7 @@ def measure(
         balancer = subprocess.Popen([find("haproxy"), "-db", "-f", str(conf)], stderr=subprocess.DEVNULL)
         try:
             wait(lambda: answers(port), "HAProxy")
-            plan = {"mode": "open", "rate": situation.rate, "seconds": seconds, "warm_up": 3.0}
+            plan = {"mode": "open", "rate": situation.rate, "seconds": seconds, "warm_up": WARM_UP}
             command = [server_python(), "-m", "benchmarks.generator", str(port), json.dumps(plan)]
             done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True)
         finally:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections import deque
 
-WINDOW = 1.0
-"""Seconds that the average is over at least, where looks are so frequent."""
+WINDOW = 3.0
+"""Seconds that the average is over at least, where looks are so frequent. A balancer that is told late of its
+own doing swings to and fro, the more the shorter this is."""
 
 STALE = 10.0
 """Seconds after which a look before is of no use."""
