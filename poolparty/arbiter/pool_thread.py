@@ -739,8 +739,9 @@ class PoolThread:
             return
         child.settled = True
         expected = child.cause in EXPECTED
-        # An HTTP worker's death is none of the child's making: replaced at once, counted as no failure.
-        blameless = expected or child.cause is Cause.LESSEE_DIED
+        # An HTTP worker's death is none of the child's making, and no fault a stream that it went on with:
+        # replaced at once, counted as no failure.
+        blameless = expected or child.cause in (Cause.LESSEE_DIED, Cause.STREAM_CANCEL)
         child.replaced_in = self.policy.child_gone(child.id, self._served(child) > 0, blameless, now)
         if not expected:
             self._owed += 1
