@@ -7,7 +7,11 @@
   (defn asked [page] (string/has-suffix? page uri))
   (when (asked "/fail") (error "this page always fails"))
   (when (asked "/print") (print "printed"))
-  (if (asked "/stream")
+  (cond
+    (asked "/endless")
+    {:body (coro (forever (yield "more\n")))}
+
+    (asked "/stream")
     {:body (coro (each word ["one" "two" "three"] (yield (string word "\n"))))}
     {:headers {"Echo-Method" (request :method)
                "Echo-Uri" uri

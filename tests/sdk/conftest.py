@@ -56,7 +56,7 @@ class Language:
 
 LANGUAGES = [
     Language("Python", (sys.executable,), "py", "python", STACK | CANCEL),
-    Language("Janet", ("janet",), "janet", "janet"),
+    Language("Janet", ("janet",), "janet", "janet", STREAM | CANCEL),
     Language("Ruby", ("ruby",), "rb", "ruby", STACK | CANCEL),
     Language("Perl", ("perl",), "pl", "perl", STACK | CANCEL),
     Language("PHP", ("php",), "php", "php", STACK | CANCEL),

@@ -16,6 +16,7 @@
 (def- http-request 0)
 (def- health-check-request 1)
 (def- http-request-file 2)
+(def- stream-cancel 3)
 
 (def- http-response 0)
 (def- ready 1)
@@ -23,6 +24,7 @@
 (def- response-start 3)
 (def- response-chunk 4)
 (def- response-end "\x01\x00\x00\x00\x05")
+(def- stream-cancel-frame "\x01\x00\x00\x00\x03")
 
 # A health reply's message: a line of the log.
 (def- message-limit 1000)
@@ -308,23 +310,50 @@
 
 (def- f-getfd 1)
 (def- f-setfd 2)
+(def- f-setfl 4)
+(def- o-nonblock 8r4000)
+(def- pollhup 8r20)
 (def- fd-cloexec 1)
 (def- o-rdonly 0)
 
 (defn- open-inf
   ``The requests' pipe. Programs that the handler starts would inherit descriptor 0 and eat our requests: so where
   we can, the pipe is opened once more (Janet marks what it opens as not to be inherited) and descriptor 0 becomes
-  /dev/null.``
+  /dev/null. Its descriptor is given, too, which is nil if it is not known.``
   []
   (def [open dup2 close] [(libc "open" :string :int) (libc "dup2" :int :int) (libc "close" :int)])
-  (def [opened inf] (protect (file/open "/dev/fd/0" :rbn)))
-  (if (and opened open dup2 close)
+  (if (and open dup2 close)
     (do
       (def null (open "/dev/null" o-rdonly))
-      (dup2 null 0)
+      (def free (open "/dev/null" o-rdonly)) # the number that the next file to be opened gets
+      (close free)
+      (def [opened inf] (protect (file/open "/dev/fd/0" :rbn)))
+      (when opened
+        (dup2 null 0))
       (close null)
-      inf)
-    stdin))
+      (if opened [inf free] [stdin nil]))
+    [stdin nil]))
+
+(defn- blocking-switch
+  ``A function that has reads of this descriptor wait (true) or not (false); nil where that cannot be. The flag's number
+  is another on a few machines.``
+  [descriptor]
+  (def fcntl (libc "fcntl" :int :int :int))
+  (when (and descriptor fcntl (index-of (os/arch) [:x64 :x86 :aarch64 :arm :riscv64 :riscv32]) (= (os/which) :linux))
+    (fn [waits] (fcntl descriptor f-setfl (if waits 0 o-nonblock)))))
+
+(defn- end-finder
+  ``A function that tells whether nothing is left in the pipe of this descriptor and nothing will come any more; nil
+  where that cannot be. Once the C library has found nothing to read for the moment, it gives out an error at the pipe's
+  end, too.``
+  [descriptor]
+  (def poll (libc "poll" :ptr :ulong :int))
+  (defn ended? []
+    (def asked (buffer/push-word @"" descriptor 0)) # a struct pollfd, which asks for no event
+    (poll asked 1 0)
+    (= pollhup (in asked 6)))
+  (def [works ended] (if (and descriptor poll) (protect (ended?)) [false]))
+  (if (and works (not ended)) ended?))
 
 (defn- open-outf
   ``The answers' pipe. Janet has no fdopen; to open the descriptor's own name gives a second way into the same
@@ -356,7 +385,8 @@
   each value is a string or, for a field that stands several times, a list of strings) and :body (any bytes).
 
   A body may be a fiber that yields bytes, (coro (yield "one\n") ...) say, or an array or tuple of bytes. Where the
-  server takes responses in pieces, each is sent when it is there; otherwise they are collected.
+  server takes responses in pieces, each is sent when it is there; otherwise they are collected. A fiber whose client
+  is found to have left is cancelled: what stands in its `defer` is done.
 
   With :body-files true a large body may stay in a file: the request then has :body-file, its path, which is there
   until the answer, and :body-size instead of :body.
@@ -368,7 +398,8 @@
   costs its request (500, with the trace on stderr) and not the process. And the end of the pipe is no error.``
   [handler &keys {:inf inf :outf outf :health-check health-check :body-files body-files}]
   (default outf (open-outf))
-  (default inf (open-inf))
+  (def [opened-inf descriptor] (if inf [inf nil] (open-inf)))
+  (default inf opened-inf)
   (default health-check (fn [] nil))
   (when (= outf (dyn :out))
     (error "server outf should not be the same as :out, hint: (setdyn :out stderr)"))
@@ -376,6 +407,9 @@
   (def says-ready (truthy? (index-of "ready" offered)))
   (def replies (and says-ready (truthy? (index-of "health-reply" offered))))
   (def streams (and says-ready (truthy? (index-of "stream" offered))))
+  (def cancels (and streams (index-of "stream-cancel" offered)))
+  (def requests-have-ended? (if cancels (end-finder descriptor)))
+  (def waits-for-requests (if requests-have-ended? (blocking-switch descriptor)))
   (ignore-interrupt)
   (def buf @"")
   (def out @"")
@@ -427,9 +461,45 @@
     (push-uint out (length piece))
     (write-now out piece))
 
+  # Frames that stand in the pipe behind a request that streams, and whether the pipe was ever read without waiting: the
+  # C library then takes its end for an error.
+  (def ahead @[])
+  (var looked false)
+
+  # Whether there is a frame: if so it is appended to the buffer. A first byte shows it, the rest of it is waited for.
+  (defn read-frame-now [frame]
+    (waits-for-requests false)
+    (set looked true)
+    (def [begun byte] (protect (file/read inf 1 frame)))
+    (waits-for-requests true)
+    (cond
+      (not begun) (if (requests-have-ended?) :end :none)
+      (nil? byte) :end
+      # An error is the pipe's end here.
+      (let [[whole] (protect
+                      (file/read inf 3 frame)
+                      (file/read inf (+ (in frame 0) (* 256 (+ (in frame 1) (* 256 (+ (in frame 2) (* 256 (in frame 3)))))))
+                                 frame))]
+        (if whole :frame :end))))
+
+  (defn cancelled? []
+    (var seen :frame)
+    (while (= seen :frame)
+      (def frame @"")
+      (set seen (read-frame-now frame))
+      (when (= seen :frame)
+        (if (= stream-cancel-frame (string frame))
+          (set seen :end)
+          (array/push ahead frame))))
+    (= seen :end))
+
   (set gather (fn gather [status headers body]
     (def whole (unless streams @""))
     (each piece body
+      (when (and streaming waits-for-requests (cancelled?))
+        (when (and (fiber? body) (= (fiber/status body) :pending))
+          (protect (cancel body "the client has left")))
+        (break))
       (unless (bytes? piece)
         (errorf "a piece of a response's :body is a string or buffer, got %v" piece))
       (cond
@@ -441,8 +511,31 @@
         (set streaming false)
         (buffer/clear out)
         (buffer/push out response-end)
+        # The loop must take these before it reads: it is left, and begun again.
+        (unless (empty? ahead)
+          (write-now out)
+          (set current nil)
+          (error ahead))
         nil)
       (or whole ""))))
+
+  (defn take-frame []
+    (def tag (in buf 4))
+    (cond
+      (= tag health-check-request) (check-health)
+      (index-of tag [http-request http-request-file])
+      (do
+        (set current (if (= tag http-request) (read-http-request buf 5) (read-file-request buf 5)))
+        (write-now out (encode out (handler current)))
+        (set current nil))
+      (errorf "poolparty: a request of a kind this library does not know (%d)" tag)))
+
+  (defn take-ahead []
+    (while (not (empty? ahead))
+      (buffer/clear buf)
+      (buffer/push buf (in ahead 0))
+      (array/remove ahead 0)
+      (take-frame)))
 
   (defn run []
     (forever
@@ -478,42 +571,36 @@
             (buffer/clear buf)
             (buffer/trim buf)))
 
-        (= tag http-request-file)
-        (do
-          (def request (read-file-request buf 5))
-          (set current request)
-          (def body (encode out (handler request)))
-          (set current :answering)
-          (file/write outf out body)
-          (file/flush outf)
-          (set current nil)
-          (flush))
+        (and (= tag stream-cancel) waits-for-requests)
+        nil # that stream has ended meanwhile
 
-        (= tag health-check-request)
-        (check-health)
-
-        (errorf "poolparty: a request of a kind this library does not know (%d)" tag))))
+        (take-frame))))
 
   (when says-ready
     (def files (and body-files (index-of "body-file" offered)))
-    (def features (filter truthy? [(if replies "health-reply") (if streams "stream") (if files "body-file")]))
+    (def features (filter truthy? [(if replies "health-reply") (if streams "stream")
+                               (if waits-for-requests "stream-cancel") (if files "body-file")]))
     (write-message ready (length features) ;(map sized features)))
+  (defn failed [request err fiber]
+    (eprintf "poolparty: %s %q failed" (request :method) (request :uri))
+    (debug/stacktrace fiber (if (bytes? err) err (string/format "%q" err)) "")
+    (eflush)
+    (when streaming
+      (flush)
+      (os/exit 1))
+    (def [written] (protect (file/write outf out (encode out failure)) (file/flush outf)))
+    (flush)
+    written)
+
   (var running true)
   (while running
     (try
-      (do (run) (set running false))
+      (do (take-ahead) (run) (set running false))
       ([err fiber]
         (def request current)
-        (unless request
-          (propagate err fiber))
-        (if (= request :answering)
-          (break))
-        (eprintf "poolparty: %s %q failed" (request :method) (request :uri))
-        (debug/stacktrace fiber (if (bytes? err) err (string/format "%q" err)) "")
-        (eflush)
-        (when streaming
-          (flush)
-          (os/exit 1))
-        (def [written] (protect (file/write outf out (encode out failure)) (file/flush outf)))
-        (set running written)
-        (flush)))))
+        (cond
+          (= err ahead) nil
+          (= request :answering) (set running false)
+          request (set running (failed request err fiber))
+          (and looked (= err "could not read file")) (set running false)
+          (propagate err fiber))))))

@@ -48,7 +48,7 @@
            (when (= query "fail") (error "this one fails")))})
 
 (defn endless [&]
-  {:body (coro (forever (yield "more\n")))})
+  {:body (coro (defer (print "closed") (forever (yield "more\n"))))})
 
 (def routes
   {"/echo" echo
