@@ -272,10 +272,11 @@ class _Lingering:
     them. Otherwise all is sent at once when the application has ended, as one frame, which costs less."""
 
     left = 0  # answers that are still sent in pieces
+    next = 10  # what `left` becomes then: more each time, since a first request is slow for other reasons too
 
 
 QUICK = 0.002  # seconds
-LINGERING = 1000  # answers in pieces after one that was not quick
+LONGEST = 1000  # answers
 
 
 def _ended(first: list[bytes], pieces: Iterator[bytes], result: Iterable[bytes]) -> bytes:
@@ -286,7 +287,8 @@ def _ended(first: list[bytes], pieces: Iterator[bytes], result: Iterable[bytes])
     finally:
         _close(result)
     if monotonic() - began > QUICK:
-        _Lingering.left = LINGERING
+        _Lingering.left = _Lingering.next
+        _Lingering.next = min(10 * _Lingering.next, LONGEST)
     return body
 
 
