@@ -165,6 +165,63 @@ def test_pieces_are_sent_one_by_one_where_streams_are_offered(serve: Serve, fram
     assert worker.ask("http://h/")[0] == 200
 
 
+ENDLESS = """
+import asyncio
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan" or scope["path"] == "/":
+        assert scope["type"] == "http"
+        await send({"type": "http.response.start", "status": 204})
+        return await send({"type": "http.response.body"})
+    await send({"type": "http.response.start", "status": 200})
+    more = {"type": "http.response.body", "body": b"more", "more_body": True}
+    try:
+        if scope["path"] == "/hears":
+            await receive()
+            gone = asyncio.create_task(receive())
+            while not gone.done():
+                await send(more)
+                await asyncio.wait({gone}, timeout=0.01)
+            print("heard", gone.result()["type"])
+        elif scope["path"] == "/sends":
+            while True:
+                await send(more)
+        else:
+            await send(more)
+            await send(more)
+            while True:
+                try:
+                    await send(more)
+                except OSError:
+                    await asyncio.sleep(60)
+    except BaseException as error:
+        print("raised", repr(error))
+        raise
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "printed"),
+    [
+        ("/hears", b"heard http.disconnect\n"),
+        ("/sends", b"raised OSError('the client has left')\n"),
+        ("/does-not-care", b"raised CancelledError()\n"),
+    ],
+)
+def test_an_application_hears_that_its_client_has_left(
+    serve: Serve, frame_of: Any, path: str, printed: bytes
+) -> None:
+    worker = serve(ENDLESS, {"POOLPARTY_FEATURES": "ready,stream,stream-cancel"})
+    assert worker.ready() == ["stream", "stream-cancel"]
+    for _ in range(2):
+        worker.send(frame_of(f"http://h{path}"))
+        assert worker.pieces(2) == [b"more"] * 2
+        worker.cancel_stream()
+        assert worker.line_of_stdout() == printed
+        assert worker.ask("http://h/")[0] == 204
+    assert worker.leave() == (0, "")
+
+
 def test_repeated_headers(serve: Serve) -> None:
     answer = serve(PLAIN).ask("http://h/repeated")
     assert answer == (200, {"set-cookie": ["a=1", "b=2"], "x": ["grün"]}, b"")

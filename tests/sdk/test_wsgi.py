@@ -271,6 +271,29 @@ def test_pieces_are_sent_one_by_one_where_streams_are_offered(serve: Serve) -> N
     assert worker.leave()[1].count("closed") == 1
 
 
+def test_an_iterable_is_closed_when_its_client_has_left(serve: Serve) -> None:
+    source = """
+        def more():
+            try:
+                while True:
+                    yield b"more"
+            finally:
+                print("closed")
+        def app(environ, start_response):
+            start_response("200 OK", [])
+            return more() if environ["PATH_INFO"] == "/more" else []
+    """
+    worker = serve(source, {"POOLPARTY_FEATURES": "ready,stream,stream-cancel"})
+    assert worker.ready() == ["stream", "stream-cancel"]
+    for _ in range(2):
+        worker.send(request("http://h/more"))
+        assert worker.pieces(2) == [b"more"] * 2
+        worker.cancel_stream()
+        assert worker.line_of_stdout() == b"closed\n"
+        assert worker.ask("http://h/")[0] == 200
+    assert worker.leave() == (0, "")
+
+
 WHOLE = """
 class Answer:
     def __init__(self, pieces):

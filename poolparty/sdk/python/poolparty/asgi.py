@@ -188,6 +188,10 @@ def _pieces_of(request: Request) -> Iterator[tuple[bytes, bool]]:
         yield piece, False
 
 
+LEAVING_TIMEOUT = 0.5
+"""Seconds for an application to end when it hears that its client has left, and again when it is cancelled."""
+
+
 class _Exchange:
     """One request and what the application has sent in answer to it."""
 
@@ -198,6 +202,7 @@ class _Exchange:
         self.headers: dict[str, str | list[str]] = {}
         self.pieces: list[bytes] = []
         self.complete = False
+        self.left = False  # whether the client has, before the answer was complete
         self.ended: asyncio.Future[None] | None = None  # whoever waits in receive() for the end
         # Where pieces are sent singly: set at the next one, and when that has been sent.
         self.turn: asyncio.Future[None] | None = None
@@ -206,13 +211,15 @@ class _Exchange:
     async def receive(self) -> Message:
         for piece, more in self.body:
             return {"type": "http.request", "body": piece, "more_body": more}
-        if not self.complete:
+        if not self.complete and not self.left:
             if self.ended is None:
                 self.ended = self.loop.create_future()
             await asyncio.shield(self.ended)
         return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
+        if self.left:
+            raise OSError("the client has left")  # what the specification asks for
         kind = message["type"]
         if kind == "http.response.start":
             if self.status:
@@ -228,8 +235,7 @@ class _Exchange:
             self.pieces.append(bytes(message.get("body", b"")))
             if not message.get("more_body", False):
                 self.complete = True
-                if self.ended is not None and not self.ended.done():
-                    self.ended.set_result(None)
+                self.end()
             if self.turn is not None:
                 self.sent.clear()
                 if not self.turn.done():
@@ -237,6 +243,23 @@ class _Exchange:
                 await self.sent.wait()
         else:
             raise RuntimeError(f"{kind} is not offered here")
+
+    def end(self) -> None:
+        """Whoever waits for it in receive() hears of the end."""
+        if self.ended is not None and not self.ended.done():
+            self.ended.set_result(None)
+
+    def leave(self, task: asyncio.Task[None]) -> None:
+        """The client has left: the application hears of it, and if it does not end, is cancelled."""
+        self.left = True
+        self.end()
+        self.go_on()
+        self.loop.run_until_complete(asyncio.wait((task,), timeout=LEAVING_TIMEOUT))
+        if not task.done():
+            task.cancel()
+            self.loop.run_until_complete(asyncio.wait((task,), timeout=LEAVING_TIMEOUT))
+        if task.done() and not task.cancelled():
+            task.exception()  # is of no interest any more, and would be logged if it was never looked at
 
     def run_to_piece(self, task: asyncio.Task[None]) -> None:
         """Run until the next piece is there, or the application has ended: then what it raised is raised."""
@@ -267,7 +290,7 @@ class _Exchange:
                 raise AssertionError("the application returned before its answer was complete")
         finally:
             if not task.done():
-                task.cancel()
+                self.leave(task)
 
     def response(self, body: bytes | Iterator[bytes]) -> Response:
         return Response(self.status, self.headers, body)
