@@ -9,6 +9,8 @@ answers show what has reached the handler.
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +26,7 @@ from poolparty.wire.frames import (
     STREAM_CANCEL,
     HealthReply,
     HTTPRequest,
+    HTTPRequestFile,
     HTTPResponse,
     Ready,
     decode_response,
@@ -37,6 +40,7 @@ VERSION_1 = None
 FEATURES = "ready,health-reply"
 STREAMS = f"{FEATURES},stream"
 CANCELS = f"{STREAMS},stream-cancel"
+FILES = f"{FEATURES},body-file"
 STACKS = f"{FEATURES},stack"
 
 SOON = 1.0
@@ -671,6 +675,34 @@ def ends_a_stream_that_is_cancelled(bench: Bench) -> None:
         raise Failed(f"{error}; a StreamCancel between two answers means nothing: read on") from None
 
 
+def reads_a_body_from_its_file(bench: Bench) -> None:
+    ready = bench.ready(FILES)
+    if "body-file" not in ready.features:
+        raise Skipped("its Ready does not name body-file: large bodies come as others do")
+    worker = bench.worker(FILES)
+    for size in (70_000, 1):
+        request = _page("/upload", bytes(range(256)) * (size // 256 + 1))
+        with tempfile.NamedTemporaryFile(prefix="poolparty-check-") as file:
+            file.write(request.body)
+            file.flush()
+            worker.write(
+                encode_request(
+                    HTTPRequestFile(
+                        request.remote_address,
+                        request.uri,
+                        request.method,
+                        request.headers,
+                        os.fsencode(file.name),
+                        len(request.body),
+                    )
+                )
+            )
+            bench.heard(worker, f"a body of {len(request.body)} bytes in a file", request)
+        settled(worker, ready)
+    bench.ask(worker, "GET / behind a body in a file", FIRST_PAGE)
+    settled(worker, ready)
+
+
 def _pieces(worker: Worker, start: bytes) -> list[bytes]:
     """The pieces of a streamed body, up to its end. Failed: a message is not what it has to be."""
     _start_of_stream("/stream", start)
@@ -754,6 +786,7 @@ CHECKS = (
         ends_a_stream_that_is_cancelled,
         echo=True,
     ),
+    Check("reads a body from its file, where `body-file` is offered", reads_a_body_from_its_file, echo=True),
     Check("lives through SIGINT", lives_through_an_interrupt, advice=True),
     Check("writes its stack to stderr at SIGUSR1, where it says so, and goes on", shows_its_stack),
     Check("ends by SIGTERM", ends_by_sigterm, advice=True),

@@ -95,6 +95,8 @@ MISTAKES = [
     ("looks at the next frame only", "ends a stream", "was still streaming 3 s after the StreamCancel"),
     ("no ResponseEnd after a cancel", "ends a stream", "behind a ResponseStart came 00"),
     ("dies of a late cancel", "ends a stream", "a StreamCancel between two answers means nothing"),
+    ("takes the path for the body", "reads a body from its file", "the body has"),
+    ("reads a part of the file", "reads a body from its file", "the body has 4096 bytes and should have"),
     ("announces a stack, and shows none", "writes its stack", "after SIGUSR1 nothing came on stderr"),
     ("announces a stack, and dies", "writes its stack", "SIGUSR1 disturbed it"),
     ("buffered stdout", "prints to stdout line by line", "make stdout line-buffered"),

@@ -154,13 +154,18 @@ def handle(remote_address, uri, method, headers, body):
     return 200, answer, body
 
 
-def answer(message):
+def answer(message, in_a_file=False):
     remote_address, uri, method = (message.string().decode() for _ in range(3))
     headers = {}
     for _ in range(message.uint()):
         name = message.string().decode()
         headers[name] = message.string().decode("latin-1" if MISTAKE == "headers as Latin-1" else "utf-8")
     body = message.string()
+    if in_a_file:
+        size = message.uint()
+        if MISTAKE != "takes the path for the body":
+            with open(body, "rb") as file:
+                body = file.read(size if MISTAKE != "reads a part of the file" else 4096)
     if message.at != len(message.payload):
         raise IndexError
     try:
@@ -213,6 +218,7 @@ def say_ready():
     announced = ["health-reply"] if replies or MISTAKE == "announces what is not offered" else []
     announced += ["stream"] if streams else []
     announced += ["stream-cancel"] if cancels else []
+    announced += ["body-file"] if files else []
     if "stack" in OFFERED:
         announced += ["stack"]
         if MISTAKE == "announces a stack, and shows none":
@@ -225,11 +231,12 @@ def say_ready():
 
 
 def main():
-    global replies, streams, cancels
+    global replies, streams, cancels, files
     says_ready = "ready" in OFFERED or MISTAKE == "Ready without an offer"
     replies = says_ready and "health-reply" in OFFERED
     streams = says_ready and "stream" in OFFERED
     cancels = streams and "stream-cancel" in OFFERED
+    files = says_ready and "body-file" in OFFERED
     if MISTAKE != "dies of SIGINT":
         signal.signal(signal.SIGINT, lambda *_: None)
     if MISTAKE != "buffered stdout":
@@ -245,6 +252,8 @@ def main():
         tag = payload[0]
         if tag == 0:
             answer(Message(payload))
+        elif tag == 2 and files:
+            answer(Message(payload), in_a_file=True)
         elif tag == 1:
             if replies or MISTAKE == "health check answered in version 1":
                 write(b"\2\1" + string(""))
