@@ -168,6 +168,14 @@ def test_pieces_are_sent_one_by_one_where_streams_are_offered(serve: Serve, fram
 ENDLESS = """
 import asyncio
 
+async def generate(more):
+    try:
+        while True:
+            yield more
+    finally:
+        await asyncio.sleep(0)
+        print("closed")
+
 async def app(scope, receive, send):
     if scope["type"] == "lifespan" or scope["path"] == "/":
         assert scope["type"] == "http"
@@ -175,6 +183,9 @@ async def app(scope, receive, send):
         return await send({"type": "http.response.body"})
     await send({"type": "http.response.start", "status": 200})
     more = {"type": "http.response.body", "body": b"more", "more_body": True}
+    if scope["path"] == "/generates":
+        async for piece in generate(more):
+            await send(piece)
     try:
         if scope["path"] == "/hears":
             await receive()
@@ -204,6 +215,7 @@ async def app(scope, receive, send):
     ("path", "printed"),
     [
         ("/hears", b"heard http.disconnect\n"),
+        ("/generates", b"closed\n"),
         ("/sends", b"raised OSError('the client has left')\n"),
         ("/does-not-care", b"raised CancelledError()\n"),
     ],

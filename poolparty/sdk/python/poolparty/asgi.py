@@ -189,7 +189,10 @@ def _pieces_of(request: Request) -> Iterator[tuple[bytes, bool]]:
 
 
 LEAVING_TIMEOUT = 0.5
-"""Seconds for an application to end when it hears that its client has left, and again when it is cancelled."""
+"""Seconds for an application to end when it hears that its client has left, and again when cancelled."""
+
+TURNS_TO_CLOSE = 3
+"""Turns of the event loop in which asyncio closes an async generator that nobody holds, if it waits for nothing."""
 
 
 class _Exchange:
@@ -259,7 +262,18 @@ class _Exchange:
             task.cancel()
             self.loop.run_until_complete(asyncio.wait((task,), timeout=LEAVING_TIMEOUT))
         if task.done() and not task.cancelled():
-            task.exception()  # is of no interest any more, and would be logged if it was never looked at
+            self._forget(task.exception())
+
+    def _forget(self, error: BaseException | None) -> None:
+        """What it raised is of no interest any more, but generators in its frames are to be closed now: between
+        requests the loop, which does that, stands still."""
+        import traceback
+
+        while error is not None:
+            traceback.clear_frames(error.__traceback__)
+            error = error.__context__
+        for _ in range(TURNS_TO_CLOSE):
+            self.loop.run_until_complete(asyncio.sleep(0))
 
     def run_to_piece(self, task: asyncio.Task[None]) -> None:
         """Run until the next piece is there, or the application has ended: then what it raised is raised."""
