@@ -192,7 +192,7 @@ LEAVING_TIMEOUT = 0.5
 """Seconds for an application to end when it hears that its client has left, and again when cancelled."""
 
 TURNS_TO_CLOSE = 3
-"""Turns of the event loop in which asyncio closes an async generator that nobody holds, if it waits for nothing."""
+"""Turns of the event loop in which asyncio closes an async generator that nobody holds."""
 
 
 class _Exchange:
@@ -265,8 +265,8 @@ class _Exchange:
             self._forget(task.exception())
 
     def _forget(self, error: BaseException | None) -> None:
-        """What it raised is of no interest any more, but generators in its frames are to be closed now: between
-        requests the loop, which does that, stands still."""
+        """What it raised is of no interest any more, but generators in its frames are to be closed now:
+        between requests the loop, which does that, stands still."""
         import traceback
 
         while error is not None:
