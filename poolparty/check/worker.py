@@ -155,7 +155,7 @@ class Worker:
 
     def payload(self, awaited: str) -> bytes:
         """The next frame's payload. Failed: none came in time; `awaited` names what was due."""
-        if not self._wait(self._has_frame):
+        if not (self._has_frame() or self._wait(self._has_frame)):  # of a stream thousands may be here
             raise Failed(self._why_nothing(awaited))
         return self._take_payload()
 
