@@ -63,6 +63,9 @@
     (set byte (in buf at)))
   [(+ n (* scale byte)) (+ at 1)])
 
+(defn- frame-size [buf]
+  (+ (in buf 0) (* 256 (+ (in buf 1) (* 256 (+ (in buf 2) (* 256 (in buf 3))))))))
+
 # Nearly every length is one byte; to call read-uint for each would double the time a request takes to decode.
 (defmacro- read-bytes
   "Move the variable `at` behind the sized bytes that stand there, and give what `slice` makes of them."
@@ -461,7 +464,7 @@
     (push-uint out (length piece))
     (write-now out piece))
 
-  # Frames that stand in the pipe behind a request that streams, and whether the pipe was ever read without waiting: the
+  # Frames that stood in the pipe behind a request that streams, and whether the pipe was ever read without waiting: the
   # C library then takes its end for an error.
   (def ahead @[])
   (var looked false)
@@ -478,8 +481,7 @@
       # An error is the pipe's end here.
       (let [[whole] (protect
                       (file/read inf 3 frame)
-                      (file/read inf (+ (in frame 0) (* 256 (+ (in frame 1) (* 256 (+ (in frame 2) (* 256 (in frame 3)))))))
-                                 frame))]
+                      (file/read inf (frame-size frame) frame))]
         (if whole :frame :end))))
 
   (defn cancelled? []
@@ -542,7 +544,7 @@
       (buffer/clear buf)
       (unless (and (file/read inf 4 buf) (= (length buf) 4))
         (break))
-      (def size (+ (in buf 0) (* 256 (+ (in buf 1) (* 256 (+ (in buf 2) (* 256 (in buf 3))))))))
+      (def size (+ (in buf 0) (* 256 (+ (in buf 1) (* 256 (+ (in buf 2) (* 256 (in buf 3)))))))) # frame-size, inlined
       (when (= size 0)
         (error "poolparty: a frame without a message"))
       (var here (if (> size first-part) first-part size))
@@ -581,6 +583,8 @@
     (def features (filter truthy? [(if replies "health-reply") (if streams "stream")
                                (if waits-for-requests "stream-cancel") (if files "body-file")]))
     (write-message ready (length features) ;(map sized features)))
+
+  # Answer the request, if nothing of an answer has left; whether the server is there to take it.
   (defn failed [request err fiber]
     (eprintf "poolparty: %s %q failed" (request :method) (request :uri))
     (debug/stacktrace fiber (if (bytes? err) err (string/format "%q" err)) "")
