@@ -10,18 +10,14 @@ reaped, to reload and to stop. Its forks take the lock, so that a new HTTP worke
 middle of a change; what that worker has of the pool is a copy of its memory and of its descriptors, which
 Seat.enter_worker closes.
 
-Who holds which child is in seats.py, a child's process in children.py, its output in relay.py, all decisions
-in pool/policy.py.
+Who holds which child is in seats.py, a child's life in supervisor.py, its process in children.py, its output
+in relay.py, all decisions in pool/policy.py.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import functools
-import logging
 import os
-import random
 import resource
 import selectors
 import signal
@@ -36,13 +32,14 @@ from typing import TYPE_CHECKING, Any
 from poolparty import spool
 from poolparty.arbiter import children, sampling, slowlog
 from poolparty.arbiter.admin import AdminServer
-from poolparty.arbiter.children import EXPECTED, NOTABLE, Child, Recipe
+from poolparty.arbiter.children import Child, Recipe
 from poolparty.arbiter.control import ControlServer
 from poolparty.arbiter.relay import Relay
 from poolparty.arbiter.seats import RETRY, Lending, Seat, earlier
-from poolparty.errors import ControlError, FrameError
+from poolparty.arbiter.supervisor import Supervisor
+from poolparty.errors import ControlError
 from poolparty.pool import policy
-from poolparty.pool.child import LIVE_STATES, READY_STATES, Event, State
+from poolparty.pool.child import LIVE_STATES, READY_STATES
 from poolparty.pool.policy import Cause, ChildView, Limits, Policy
 from poolparty.settings import Options
 from poolparty.stats import events, report
@@ -63,20 +60,11 @@ end count too, with room for a reload that raises it."""
 
 MIN_SEAT_ROWS = 128
 
-BOOT_POLL = 0.003
-"""Seconds between two looks at a child that boots or is checked; longer for one that has taken a while, since
-a pipe that has been read does not wake anybody."""
-
-SLOWEST_BOOT_POLL = 0.05
-
 SPAWNS_A_TURN = 4
 """Children started before other events have their turn."""
 
 QUICK_GRACE = 1.0
 """Seconds from SIGTERM to SIGKILL at a quick stop."""
-
-OUT_OF_ROOM = frozenset((errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE))
-"""Why a start fails that succeeds once the machine has room again."""
 
 ROOM_PATIENCE = 5.0
 """Seconds for which requests wait although the machine has no room for a child."""
@@ -109,10 +97,9 @@ class PoolThread:
         self.notice = Notice()
         self.scoreboard = Scoreboard(seats=max(2 * cfg.workers + 32, MIN_SEAT_ROWS), children=rows)
         self.policy = Policy(self._limits(options))
-        self.children: dict[int, Child] = {}
-        self.counters = {"spawns": 0, "restarts": 0, "deaths": 0}
-        self.counters |= {ended_by(cause): 0 for cause in Cause}
-        self.restart_error: str | None = None  # why the children are not those of the last restart asked for
+        self.supervisor = Supervisor(self, Recipe.from_cfg(options, cfg), rows)
+        self.children = self.supervisor.children
+        self.counters = self.supervisor.counters
         self.events = events.new_log()
         self.started_at = time.monotonic()
         self.selector = selectors.DefaultSelector()
@@ -132,16 +119,7 @@ class PoolThread:
         self.failure: BaseException | None = None
         self.ready = options.min_pool_size == 0  # whether a child has ever been
         self._on_failure, self._on_ready = on_failure, on_ready
-        self._configured = self._proven = self._launched = Recipe.from_cfg(options, cfg)
-        self._file_limit: int | None = None
         self._memory = sampling.Sampler()
-        self._by_pid: dict[int, Child] = {}
-        self._free_rows = list(range(rows - 1, -1, -1))
-        self._last_child = 0
-        self._no_room_since: float | None = None  # since when starts fail for want of it
-        self._owed = 0  # children lost by a fault and not replaced yet
-        self._restarts: list[Callable[[str | None], None]] = []
-        self._grace = options.worker_request_grace
         self._wake_r, self._wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.selector.register(self._wake_r, selectors.EVENT_READ, self._on_wake)
         self._thread: threading.Thread | None = None
@@ -210,7 +188,7 @@ class PoolThread:
 
     def start(self) -> None:
         """Start the threads; the first children are started in the pool thread, by nobody else."""
-        self._file_limit = _raise_file_limit()
+        self.supervisor.file_limit = _raise_file_limit()
         self.sweep_spool()
         self.relay.start()
         self._thread = threading.Thread(target=self._run, name="pool", daemon=True)
@@ -239,10 +217,10 @@ class PoolThread:
     def child_exited(self, pid: int) -> bool:
         """Called under the lock for a process that waits to be reaped: reaps it and returns True if it is a
         child."""
-        child = self._by_pid.get(pid)
+        child = self.supervisor.by_pid.get(pid)
         if child is None:
             return False
-        self._bury(child)
+        self.supervisor.bury(child)
         self.wake()
         return True
 
@@ -251,9 +229,9 @@ class PoolThread:
         environment."""
         with self.lock:
             self.options = options
-            self._grace = options.worker_request_grace
+            self.supervisor.grace = options.worker_request_grace
             self.policy.set_limits(self._limits(options))
-            self._configured = Recipe.from_cfg(options, cfg)
+            self.supervisor.configured = Recipe.from_cfg(options, cfg)
             self._aim_statsd(cfg)
             self.restart_workers(done, "the configuration was loaded again")
             self.wake()
@@ -264,7 +242,7 @@ class PoolThread:
         with self.lock:
             now = time.monotonic()
             if not graceful:
-                self._grace = min(self._grace, QUICK_GRACE)
+                self.supervisor.grace = min(self.supervisor.grace, QUICK_GRACE)
                 for child in self.children.values():
                     if child.kill_at is not None:
                         child.kill_at = min(child.kill_at, now + QUICK_GRACE)
@@ -331,10 +309,8 @@ class PoolThread:
             done("the server is stopping")
             return
         self.log.info("%s", children.logfmt("restarting workers", reason=why))
-        self._tell("restart", f"restarting all workers: {why}")
-        self._launched = self._configured
-        self.policy.start_restart()
-        self._restarts.append(done)
+        self.tell("restart", f"restarting all workers: {why}")
+        self.supervisor.begin_restart(done)
         self.wake()
 
     def drain_worker(self, pid: int) -> None:
@@ -344,7 +320,7 @@ class PoolThread:
 
     def kill_worker(self, pid: int) -> None:
         """End a child at once, whatever it runs. ControlError: there is no such child."""
-        self._kill_now(self._child_of(pid), Cause.KILLED)
+        self.supervisor.kill_now(self._child_of(pid), Cause.KILLED)
         self.wake()
 
     def dump_worker(self, pid: int) -> str:
@@ -352,9 +328,10 @@ class PoolThread:
         return slowlog.dump(self, self._child_of(pid), time.monotonic())
 
     def _child_of(self, pid: int) -> Child:
-        child = self._by_pid.get(pid)
+        by_pid = self.supervisor.by_pid
+        child = by_pid.get(pid)
         if child is None:
-            known = " ".join(map(str, sorted(self._by_pid))) or "none"
+            known = " ".join(map(str, sorted(by_pid))) or "none"
             raise ControlError(f"no worker has the pid {pid}; there are: {known}")
         return child
 
@@ -400,8 +377,20 @@ class PoolThread:
         bases = (self.scoreboard.seat_base(seat.id) for seat in self.seats.values() if seat.booted)
         return [bool(self.scoreboard.words[base + SeatWord.DRAINING]) for base in bases]
 
-    def _tell(self, kind: str, text: str, pid: int | None = None) -> None:
+    def tell(self, kind: str, text: str, pid: int | None = None) -> None:
+        """Note an event, for `events` and the status page."""
         self.events.append(events.Event(round(time.time(), 3), kind, text, pid))
+
+    def told_ready(self) -> None:
+        """A child is ready."""
+        if not self.ready:
+            self.ready = True
+            self._on_ready()
+
+    @property
+    def restart_error(self) -> str | None:
+        """Why the children are not those of the last restart asked for."""
+        return self.supervisor.restart_error
 
     # --- the loop ------------------------------------------------------------------------------------------
 
@@ -442,8 +431,9 @@ class PoolThread:
     def _turn(self) -> float | None:
         """Look after what is due and carry out one decision. Returns how long to wait for the next event."""
         now = time.monotonic()
-        wake = self._watch_handshakes(now)
-        wake = earlier(wake, self._watch_endings(now))
+        supervisor = self.supervisor
+        wake = supervisor.watch_handshakes(now)
+        wake = earlier(wake, supervisor.watch_endings(now))
         wake = earlier(wake, self.lending.watch(now))
         views = self._child_views(now)
         decision = self.policy.decide(now, views, self.lending.views(now))
@@ -451,7 +441,7 @@ class PoolThread:
         if self._measures_memory and self.children:
             wake = earlier(wake, now + sampling.SAMPLE_INTERVAL)
         acted = self._act(decision, now)
-        self._finish_restarts()
+        supervisor.finish_restarts()
         if acted:
             return 0.0
         wake = earlier(earlier(wake, decision.wake), self.lending.retry_at)
@@ -479,7 +469,7 @@ class PoolThread:
                 if spawns > SPAWNS_A_TURN or refused:
                     continue
                 started = self.counters["spawns"]
-                acted |= self._spawn(action.generation, now)
+                acted |= self.supervisor.spawn(action.generation, now)
                 # What refuses one refuses the others too: it is one failure, and one step of the back-off.
                 refused = self.counters["spawns"] == started
                 continue
@@ -492,11 +482,11 @@ class PoolThread:
                 case policy.Recall():
                     acted |= self.lending.recall(child, now)
                 case policy.End(_, cause):
-                    acted |= self.end(child, cause)
+                    acted |= self.supervisor.end(child, cause)
                 case policy.Check():
-                    acted |= self._check(child, now)
+                    acted |= self.supervisor.check(child, now)
                 case policy.Kill(_, cause):
-                    acted |= self._kill_now(child, cause)
+                    acted |= self.supervisor.kill_now(child, cause)
         return acted
 
     @property
@@ -507,7 +497,8 @@ class PoolThread:
         """While the children die before they are ready, and none is left that serves, requests are not to
         wait. Where only the machine has no room for one, they wait for a while."""
         down = self.policy.failures > 1 and not any(view.state in LIVE_STATES for view in views)
-        if self._no_room_since is not None and now < self._no_room_since + ROOM_PATIENCE:
+        since = self.supervisor.no_room_since
+        if since is not None and now < since + ROOM_PATIENCE:
             down = False
         self.scoreboard.words[self.scoreboard.pool_base + PoolWord.DOWN] = int(down)
 
@@ -515,7 +506,7 @@ class PoolThread:
         words, times = self.scoreboard.words, self.scoreboard.times
         usage: dict[int, sampling.Usage] = {}
         if self._measures_memory:
-            usage = self._memory.sample(list(self._by_pid))
+            usage = self._memory.sample(list(self.supervisor.by_pid))
         views = []
         for child in self.children.values():
             base = self.scoreboard.child_base(child.slot)
@@ -550,287 +541,6 @@ class PoolThread:
         except BlockingIOError:
             pass
 
-    # --- a child's life ------------------------------------------------------------------------------------
-
-    def _spawn(self, generation: int, now: float) -> bool:
-        if not self._free_rows:
-            return False  # until a child has been reaped, or a seat gives up its claim on a dead one's row
-        recipe = self._launched
-        try:
-            process = children.start(recipe, self._file_limit)
-        except (OSError, ValueError) as error:
-            if not isinstance(error, OSError) or error.errno not in OUT_OF_ROOM:
-                self._no_room_since = None
-            elif self._no_room_since is None:
-                self._no_room_since = now
-            delay = self.policy.spawn_failed(now)
-            words = children.logfmt(
-                "a worker could not be started", error=error, command=recipe, next_try_in=f"{delay:g}s"
-            )
-            self.log.error("%s", words)
-            self._tell("failure", f"a worker could not be started: {error}")
-            if generation == self.policy.generation:
-                self.notice.publish(f"the new worker could not be started: {error}")
-                self._abandon_restart(f"the new worker could not be started: {error}")
-            return True  # the policy has changed its mind: it knows when to try again
-        self._no_room_since = None
-        self._last_child += 1
-        slot = self._free_rows.pop()
-        self.scoreboard.clear_child(slot)
-        row = self.scoreboard.child_base(slot)
-        self.scoreboard.words[row + ChildWord.PID] = process.popen.pid
-        self.scoreboard.words[row + ChildWord.MAX_REQUESTS] = self._max_requests()
-        child = Child(
-            id=self._last_child,
-            pid=process.popen.pid,
-            slot=slot,
-            generation=generation,
-            recipe=recipe,
-            process=process.popen,
-            stdin=process.stdin,
-            fd3=process.fd3,
-            output=self.relay.attach(process.popen.pid, process.output),
-            pidfd=process.pidfd,
-            spawned_at=now,
-        )
-        self.children[child.id] = self._by_pid[child.pid] = child
-        self.policy.spawned(child.id)
-        self.counters["spawns"] += 1
-        if self._owed:
-            self._owed -= 1
-            self.counters["restarts"] += 1
-        self.log.info("%s", children.spawned(child))
-        if child.pidfd >= 0:
-            self.selector.register(child.pidfd, selectors.EVENT_READ, functools.partial(self._on_exit, child))
-        child.ask(now)
-        self.watch(child)
-        return True
-
-    def _max_requests(self) -> int:
-        """After how many requests a new child is replaced: not all of a pool in the same moment."""
-        most = self.options.worker_max_requests
-        return most + random.randint(0, self.options.worker_max_requests_jitter) if most else 0
-
-    def watch(self, child: Child) -> None:
-        """Look at fd 3 while the arbiter holds the child."""
-        self.selector.register(child.fd3, selectors.EVENT_READ, functools.partial(self._on_fd3, child))
-
-    def unwatch(self, child: Child) -> None:
-        if child.fd3 >= 0 and child.fd3 in self.selector.get_map():
-            self.selector.unregister(child.fd3)
-
-    def _on_fd3(self, child: Child, mask: int) -> None:
-        if child.state is State.IDLE:
-            silent = child.silent()
-            if not silent:
-                self.end(child, Cause.BROKEN, "it wrote to fd 3, or closed it, while nothing was asked of it")
-        else:
-            self._listen(child, time.monotonic())
-
-    def _watch_handshakes(self, now: float) -> float | None:
-        """Look at the children that boot or are checked. Returns when to look again."""
-        wake = None
-        for child in list(self.children.values()):
-            if child.state is not State.BOOTING and child.state is not State.CHECKING:
-                continue
-            if self._listen(child, now):
-                continue
-            if child.state is State.BOOTING:
-                due = child.spawned_at + self.options.worker_boot_timeout
-                late = Cause.BOOT_TIMEOUT, "it was not ready within worker_boot_timeout"
-            else:
-                due = child.checked + self.options.worker_health_check_timeout
-                late = Cause.UNHEALTHY, "it did not take its health check within worker_health_check_timeout"
-            if now >= due:
-                self.end(child, *late)
-                continue
-            poll = min(max(BOOT_POLL, (now - child.checked) / 50), SLOWEST_BOOT_POLL)
-            wake = earlier(wake, min(now + poll, due))
-        return wake
-
-    def _listen(self, child: Child, now: float) -> bool:
-        """Hear what a child says to a health check: whether that changed its state."""
-        try:
-            if not child.listen():
-                return False
-        except children.Unwell as unwell:
-            self.end(child, Cause.UNHEALTHY, str(unwell) or "its health check failed")
-            return True
-        except FrameError as error:
-            self.end(child, Cause.BROKEN, str(error))
-            return True
-        if child.state is State.CHECKING:
-            child.move(Event.CHECKED)
-            return True
-        child.move(Event.READY)
-        child.ready_at = child.checked = now
-        self._proven = child.recipe
-        self.notice.publish("")
-        if not self.ready:
-            self.ready = True
-            self._on_ready()
-        return True
-
-    def _check(self, child: Child, now: float) -> bool:
-        if child.state is not State.IDLE:
-            return False
-        if not child.ask(now):
-            self.end(child, Cause.UNHEALTHY, "its stdin takes no health check")
-            return True
-        child.move(Event.CHECK)
-        return True
-
-    def end(self, child: Child, cause: Cause, complaint: str = "") -> bool:
-        """Have a child leave: SIGTERM to its group, SIGKILL when the grace is over."""
-        if child.state not in LIVE_STATES:
-            return False
-        now = time.monotonic()
-        self.unwatch(child)
-        self.lending.take_back(child)
-        child.move(Event.END)
-        child.cause = child.cause or cause
-        child.complaint = complaint
-        if cause not in EXPECTED:
-            self._settle(child, now)
-            # Where it is closing its pipes since it is dying, its last words are to come yet: _bury tells
-            # them.
-            if cause is not Cause.BROKEN:
-                self._boot_failed(child, complaint)
-        if self._grace > 0:
-            child.kill_at = now + self._grace
-            child.signal(signal.SIGTERM)
-            child.signal(signal.SIGCONT)  # a stopped one could not leave
-        else:
-            self._kill(child)
-        return True
-
-    def _kill_now(self, child: Child, cause: Cause) -> bool:
-        """End a child whoever holds it: its seat sees it die, as it sees any child die."""
-        if child.cause is not None:
-            return False
-        if child.seat is None:
-            self.end(child, cause)
-            self._kill(child)
-        else:
-            child.cause = cause
-            child.signal(signal.SIGKILL)
-        return True
-
-    def _kill(self, child: Child) -> None:
-        child.killed, child.kill_at = True, None
-        child.signal(signal.SIGKILL)
-        child.close()
-
-    def _watch_endings(self, now: float) -> float | None:
-        """Kill those whose grace is over. Returns when the next one's is."""
-        wake = None
-        for child in self.children.values():
-            if child.kill_at is None:
-                continue
-            if now >= child.kill_at:
-                self._kill(child)
-            else:
-                wake = earlier(wake, child.kill_at)
-        return wake
-
-    def _settle(self, child: Child, now: float) -> None:
-        """Tell the policy, once, that a child is lost or leaves."""
-        if child.settled:
-            return
-        child.settled = True
-        expected = child.cause in EXPECTED
-        # An HTTP worker's death is none of the child's making, and no fault a stream that it went on with:
-        # replaced at once, counted as no failure.
-        blameless = expected or child.cause in (Cause.LESSEE_DIED, Cause.STREAM_CANCEL)
-        child.replaced_in = self.policy.child_gone(child.id, self._served(child) > 0, blameless, now)
-        if not expected:
-            self._owed += 1
-
-    def _served(self, child: Child) -> int:
-        return self.scoreboard.words[self.scoreboard.child_base(child.slot) + ChildWord.ANSWERED]
-
-    def tell_lost_request(self, slot: int, pid: int) -> None:
-        """A child was given back that broke, or ran for too long: tell of the request it had, if its HTTP
-        worker has said which."""
-        runs = report.running(self.scoreboard, slot, time.monotonic())
-        if runs is not None and "method" in runs:
-            text = children.logfmt("request lost its worker", worker_pid=pid, **slowlog.request_words(runs))
-            self._tell("request", text, pid)
-
-    def free_row(self, slot: int) -> None:
-        """A row of the scoreboard is nobody's any more."""
-        self._free_rows.append(slot)
-
-    def _on_exit(self, child: Child, mask: int) -> None:
-        if child.has_exited():
-            self._bury(child)
-
-    def _bury(self, child: Child) -> None:
-        """A child's process has ended: reap it, tell of it, and give its place back."""
-        now = time.monotonic()
-        self.unwatch(child)
-        if child.pidfd >= 0:
-            self.selector.unregister(child.pidfd)
-            child.close_pidfd()
-        status = child.reap()
-        self.scoreboard.words[self.scoreboard.child_base(child.slot) + ChildWord.PID] = 0
-        served = self._served(child)
-        self._settle(child, now)
-        child.move(Event.EXIT)
-        del self.children[child.id]
-        del self._by_pid[child.pid]
-        child.close()
-        if not self.lending.lost(child):
-            self.free_row(child.slot)
-        tail = self.relay.finish(child.output)
-        by_itself = children.died_by_itself(child, status)
-        if by_itself:
-            self.counters["deaths"] += 1
-        elif child.cause is not None:
-            self.counters[ended_by(child.cause)] += 1
-        level = logging.INFO
-        if child.cause not in EXPECTED:
-            level = logging.ERROR if child.ready_at is None else logging.WARNING
-        obituary = children.obituary(child, status, now, served, tail)
-        self.log.log(level, "%s", obituary)
-        if child.cause in NOTABLE:
-            self._tell("replaced", obituary, child.pid)
-        if child.cause not in EXPECTED:
-            self._tell("death" if by_itself else "end", obituary, child.pid)
-            words = children.exit_words(status)
-            self._boot_failed(child, child.complaint or ", ".join(f"{key}={words[key]}" for key in words))
-
-    def _boot_failed(self, child: Child, why: str) -> None:
-        """A child failed; if it is of a new generation and was never ready, a restart under way has
-        failed."""
-        if child.ready_at is None and child.generation == self.policy.generation:
-            tail = list(child.output.tail)[-children.LAST_LINES :]
-            self.notice.publish("\n".join((*tail, "", f"({why})")))
-            self._abandon_restart(": ".join(("the new worker did not boot", why, *tail)))
-
-    def _abandon_restart(self, why: str) -> None:
-        """The new generation does not boot: the old one stays, and those of it that die are replaced by its
-        like."""
-        if not self.policy.restarting:
-            return
-        self.policy.abandon_restart()
-        self.restart_error = why
-        self._tell("failure", f"the restart was given up: {why}")
-        self._launched = self._proven
-        self._tell_restarts(why)
-
-    def _finish_restarts(self) -> None:
-        if self._restarts and not self.policy.restarting:
-            self.restart_error = None
-            self._tell("restart", "all workers have been replaced")
-            self.notice.publish("")
-            self._tell_restarts(None)
-
-    def _tell_restarts(self, error: str | None) -> None:
-        waiting, self._restarts = self._restarts, []
-        for done in waiting:
-            done(error)
-
     # --- the end -------------------------------------------------------------------------------------------
 
     def _close(self) -> None:
@@ -848,7 +558,7 @@ class PoolThread:
                 self.relay.finish(child.output)
             self.children.clear()
             self.lending.close_all()
-            self._tell_restarts("the server is stopping")
+            self.supervisor.tell_restarts("the server is stopping")
             self.control.close()
             self.admin.close()
             if self.statsd is not None:
@@ -882,11 +592,6 @@ class PoolThread:
         self.selector.close()
         self.children.clear()
         _pools.discard(self)
-
-
-def ended_by(cause: Cause) -> str:
-    """The counter of the children that were ended for a cause."""
-    return f"ended_{cause.name.lower()}"
 
 
 def _raise_file_limit() -> int | None:

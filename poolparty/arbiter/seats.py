@@ -220,9 +220,9 @@ class Lending:
             if self._board.child_is_idle(child.slot):
                 self._idle_again(child)
             else:
-                self._pool.end(child, Cause.LESSEE_DIED)
+                self._pool.supervisor.end(child, Cause.LESSEE_DIED)
         for slot, _ in seat.lost.values():
-            self._pool.free_row(slot)
+            self._pool.supervisor.free_row(slot)
         seat.lost.clear()
         _ = seat.booted  # looked at a last time before the row is made new
         base = self._board.seat_base(seat.id)
@@ -246,7 +246,7 @@ class Lending:
         if child.state is not State.IDLE or seat is None or seat.closed_at is not None:
             return False
         if not child.silent():
-            self._pool.end(
+            self._pool.supervisor.end(
                 child, Cause.BROKEN, "it wrote to fd 3, or closed it, while nothing was asked of it"
             )
             return True
@@ -256,7 +256,7 @@ class Lending:
         packet = wire.encode(wire.Lend(self._last_lease, child.slot, child.pid))
         if not self._send(seat, packet, (child.stdin, child.fd3), now):
             return False
-        self._pool.unwatch(child)
+        self._pool.supervisor.unwatch(child)
         child.move(Event.LEND)
         child.seat, child.lease = seat.id, self._last_lease
         seat.leases[self._last_lease] = child
@@ -333,35 +333,37 @@ class Lending:
         lost = seat.lost.pop(lease, None)
         if lost is not None:
             slot, pid = lost
-            self._pool.tell_lost_request(slot, pid)
-            self._pool.free_row(slot)
+            self._pool.supervisor.tell_lost_request(slot, pid)
+            self._pool.supervisor.free_row(slot)
         child = seat.leases.get(lease)
         if child is None:
             return
         if reason in FAULTS:
-            self._pool.tell_lost_request(child.slot, child.pid)
+            self._pool.supervisor.tell_lost_request(child.slot, child.pid)
         self.take_back(child)
         match reason:
             case wire.Reason.IDLE:
                 if not self._board.child_is_idle(child.slot):
-                    self._pool.end(child, Cause.BROKEN, "it was given back with a request unanswered")
+                    self._pool.supervisor.end(
+                        child, Cause.BROKEN, "it was given back with a request unanswered"
+                    )
                     return
             case wire.Reason.REFUSED:
                 seat.refused_until = time.monotonic() + RETRY
             case wire.Reason.BROKEN:
-                self._pool.end(child, Cause.BROKEN)
+                self._pool.supervisor.end(child, Cause.BROKEN)
                 return
             case wire.Reason.TIMED_OUT:
-                self._pool.end(child, Cause.REQUEST_TIMEOUT)
+                self._pool.supervisor.end(child, Cause.REQUEST_TIMEOUT)
                 return
             case wire.Reason.STREAM_CANCELLED:
-                self._pool.end(child, Cause.STREAM_CANCEL)
+                self._pool.supervisor.end(child, Cause.STREAM_CANCEL)
                 return
         self._idle_again(child)
 
     def _idle_again(self, child: Child) -> None:
         child.move(Event.RETURN)
-        self._pool.watch(child)
+        self._pool.supervisor.watch(child)
 
 
 def earlier(one: float | None, other: float | None) -> float | None:
