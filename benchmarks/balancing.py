@@ -169,7 +169,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 samples[row].append(sample)
                 shown = ", ".join(f"{key} {number(value)}" for key, value in sample.items())
                 print(f"{turn + 1}/{options.rounds}: {row.label}: {shown}", file=sys.stderr)
-    text = page(samples, how(options.rounds, options.seconds, machine.describe(), load))
+    loads = (load, machine.load())
+    text = page(samples, how(options.rounds, options.seconds, machine.describe(), loads))
     print(text, end="")
     if options.write:
         before, rest = PAGE.read_text().split(BEGIN)
@@ -269,12 +270,12 @@ def wait(condition: Any, what: str) -> None:
 # --- the page ----------------------------------------------------------------------------------------------
 
 
-def how(rounds: int, seconds: float, about: dict[str, str], load: float) -> str:
-    """Where the figures are from."""
+def how(rounds: int, seconds: float, about: dict[str, str], loads: tuple[float, float]) -> str:
+    """Where the figures are from; loads: before and after."""
     return (
         f"Medians of {rounds} rounds of {seconds:g} s, by `python -m benchmarks.balancing --write`, on "
         f"{about['cores']} cores ({about['processor']}), {about['system']}; "
-        f"the machine's load before was {load:.1f}."
+        f"the machine's load was {loads[0]:.1f} before and {loads[1]:.1f} after."
     )
 
 
