@@ -316,7 +316,8 @@ def busy(server: Server) -> int:
         control.connect(str(server.folder / "ctl.sock"))
         control.sendall(b"stats --json\nexit\n")
         said = b"".join(iter(lambda: control.recv(1 << 16), b""))
-    return int(json.loads(said)["pools"][0]["busy"])
+    stats, _ = json.JSONDecoder().raw_decode(said.decode())  # and behind it the answer to exit
+    return int(stats["pools"][0]["busy"])
 
 
 # --- the page ----------------------------------------------------------------------------------------------
