@@ -411,7 +411,12 @@ class ResponseReader:
     @property
     def idle(self) -> bool:
         """Whether it stands between two responses."""
-        return not self._body_left and not self._parts and not self.streaming and self.fault is None
+        return not self._body_left and not self.streaming and not self.behind
+
+    @property
+    def behind(self) -> bool:
+        """Whether a part of a message, or a fault, stands behind the events that were returned."""
+        return bool(self._parts) or self.fault is not None
 
     @property
     def body_left(self) -> int:

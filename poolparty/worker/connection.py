@@ -17,7 +17,6 @@ from time import monotonic
 from typing import TYPE_CHECKING, cast
 
 from poolparty.errors import AnswerError, RequestError
-from poolparty.stats.counters import STATUS_CLASSES
 from poolparty.stats.scoreboard import COUNTER_INDEX
 from poolparty.wire.bare import encode_string
 from poolparty.wire.frames import ResponseHead
@@ -66,8 +65,6 @@ _OUTCOME = {502: COUNTER_INDEX["failed"], 503: COUNTER_INDEX["overloaded"], 504:
 _ANSWERED = COUNTER_INDEX["answered"]
 _REJECTED = COUNTER_INDEX["rejected"]
 _ABANDONED = COUNTER_INDEX["abandoned"]
-_BY_CLASS = (0, 0, *(COUNTER_INDEX[name] for name in STATUS_CLASSES))
-"""The counter of each class of statuses, by its digit."""
 _STREAMED = COUNTER_INDEX["streamed"]
 _BYTES_SENT = COUNTER_INDEX["bytes_sent"]
 
@@ -173,7 +170,7 @@ class Connection(RequestReader):
         if takes is not None and takes(request):
             return
         body = request.body
-        if not isinstance(body, list) and not body.written:
+        if body and not isinstance(body, list) and not body.written:
             if body.error is not None:
                 self._fail_spool(request, body.error)
             return  # the rest follows when it is in its file
@@ -303,7 +300,7 @@ class Connection(RequestReader):
         words, base = server.words, server.base
         words[base + outcome] += 1
         if outcome == _ANSWERED:
-            words[base + _BY_CLASS[rendered.status // 100]] += 1
+            words[base + rendered.counter] += 1
         words[base + _BYTES_SENT] += size
         if server.access_log:
             server.log_access(self, request, rendered.status, size, head)
@@ -393,7 +390,7 @@ class Connection(RequestReader):
             self._sent = 0
             self.server.count(outcome)
             if outcome == _ANSWERED:
-                self.server.count(_BY_CLASS[rendered.status // 100])
+                self.server.count(rendered.counter)
             self.server.add(_BYTES_SENT, sent)
             self.server.log_access(self, request, rendered.status, sent)
             self._finished(request, sent)
@@ -497,7 +494,8 @@ class Connection(RequestReader):
     def _finished(self, request: Request, size: int) -> None:
         """A response is complete, at least in the transport's buffer: go on with the next request."""
         request.connection = None  # whatever becomes of its child: it has had its one answer
-        self._forget_spool(request.body)
+        if request.body:
+            self._forget_spool(request.body)
         if size > WATCHED_SIZE:
             self.server.watch_flushing(self)
         self.current = None

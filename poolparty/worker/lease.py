@@ -53,6 +53,11 @@ MAX_UNSENT = 64 * 1024 * 1024
 """Bytes that are kept for a slow client while other requests stand behind its own. Beyond it they wait with
 it, until it has read or request_write_timeout has ended it: memory has an end too."""
 
+LARGE_PIECE = 32 * 1024
+"""Bytes of a stream's piece from which on its pipe is worth enlarging."""
+
+FIRST_BOUND = BOUNDS[0]
+
 MAX_SHOWN_ID = 64
 """Bytes of a request's id on the scoreboard."""
 
@@ -355,14 +360,10 @@ class Lease:
             return
         try:
             events = self.reader.feed(data)
-            if self.reader.streaming:
-                self.heard = monotonic()
-                if len(data) == READ_SIZE:
-                    self._enlarge(self.stdout)
         except FrameError as error:
             dispatcher.broken(self, str(error), logging.WARNING)
             return
-        if len(events) == 1 and type(events[0]) is HTTPResponse and self.reader.idle:
+        if len(events) == 1 and type(events[0]) is HTTPResponse and not self.reader.behind:
             # The path of nearly every request. The child gets its next one before the client its answer.
             event = events[0]
             request = outstanding.popleft()
@@ -427,6 +428,8 @@ class Lease:
 
     def _on_events(self, events: list[ResponseEvent]) -> None:
         """Several responses, or a part of one."""
+        if self.reader.streaming:
+            self.heard = monotonic()
         whole: list[tuple[Request, HTTPResponse]] = []
         why: str | None = None
         completed = False
@@ -456,6 +459,8 @@ class Lease:
                     # Whatever becomes of the child: the client has had its answer, or gets it as a file.
                     self.outstanding[0] = request.forgotten()
             elif isinstance(event, ResponsePiece):
+                if len(event.data) >= LARGE_PIECE:
+                    self._enlarge(self.stdout)
                 self.discarding = self.discarding or connection is None
                 if event.last:
                     self.outstanding.popleft()
@@ -523,7 +528,8 @@ class Lease:
     def _answer(self, request: Request) -> None:
         """Count an answer, and start the clock of the request behind it."""
         dispatcher = self.dispatcher
-        dispatcher.words[self._answered] += 1
+        words, times = dispatcher.words, dispatcher.times
+        words[self._answered] += 1
         self.left -= 1
         if not self.left:
             self.recalled = True
@@ -531,14 +537,16 @@ class Lease:
         started = request.started
         seconds = now - started
         dispatcher.pace.add(seconds)
-        times = dispatcher.times
+        # Most answers fall into the first bucket of either histogram, and most requests have not waited.
         service = dispatcher.service
-        dispatcher.words[service + bisect_left(BOUNDS, seconds)] += 1
         times[service + BUCKETS] += seconds
+        words[service if seconds <= FIRST_BOUND else service + bisect_left(BOUNDS, seconds)] += 1
         waited = started - request.accepted
         queue_wait = dispatcher.queue_wait
-        dispatcher.words[queue_wait + bisect_left(BOUNDS, waited)] += 1
-        times[queue_wait + BUCKETS] += waited
+        if waited:
+            times[queue_wait + BUCKETS] += waited
+            queue_wait += bisect_left(BOUNDS, waited)
+        words[queue_wait] += 1
         if self.outstanding:
             self.outstanding[0].started = now
             times[self._started] = now

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from http.client import responses as REASONS
 
 from poolparty.errors import AnswerError
+from poolparty.stats.counters import STATUS_CLASSES
+from poolparty.stats.scoreboard import COUNTER_INDEX
 from poolparty.wire.frames import ResponseHead
 
 SERVER = b"Server: poolparty\r\n"
@@ -34,6 +36,9 @@ NO_BODY = frozenset((204, 205, 304))
 SINGLE = frozenset((b"content-type", b"date", b"server"))
 """Fields that are no lists: of several values the last one counts, as with the original."""
 
+_BY_CLASS = (0, 0, *(COUNTER_INDEX[name] for name in STATUS_CLASSES))
+"""The counter of each class of statuses, by its digit."""
+
 _token = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+").fullmatch
 _forbidden = re.compile(rb"[\r\n\0]").search
 _digits = re.compile(rb"[0-9]{1,18}").fullmatch
@@ -45,7 +50,7 @@ class Rendered:
 
     start: status line and fields, Server among them. dated: the child sent its own Date. typed: it sent a
     Content-Type. length: its own Content-Length, which counts only where no body is sent. close: it wants the
-    connection closed.
+    connection closed. counter: the column of its status's class.
     """
 
     start: bytes
@@ -55,6 +60,7 @@ class Rendered:
     typed: bool
     length: bytes | None
     close: bool
+    counter: int
 
 
 def status_line(status: int) -> bytes:
@@ -105,7 +111,8 @@ def _render(head: ResponseHead) -> Rendered:
         lines += [b"%s: %s\r\n" % (name, value) for value in values]
     if not served:
         lines.insert(1, SERVER)
-    return Rendered(b"".join(lines), status, status in NO_BODY, dated, typed, length, b"close" in options)
+    bodiless, close, counter = status in NO_BODY, b"close" in options, _BY_CLASS[status // 100]
+    return Rendered(b"".join(lines), status, bodiless, dated, typed, length, close, counter)
 
 
 def connection_options(head: ResponseHead) -> set[bytes]:
