@@ -74,7 +74,8 @@ class AccessLog:
                 "QUERY_STRING": query,
                 "SERVER_PROTOCOL": f"HTTP/{request.version}",
             }
-            headers = [(_escape(name), _escape(value)) for name, value in request.fields]
+            # The parser leaves a tab behind a value, which is no part of it (RFC 9110, 5.5).
+            headers = [(_escape(name), _escape(value.strip(b" \t"))) for name, value in request.fields]
             for name, value in headers:
                 environ["HTTP_" + name.upper().replace("-", "_")] = value
             if "HTTP_AUTHORIZATION" in environ:
