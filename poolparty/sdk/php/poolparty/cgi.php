@@ -134,18 +134,21 @@ final class Process
         // only until we are connected.
         $folder = sys_get_temp_dir() . '/poolparty-' . bin2hex(random_bytes(8));
         mkdir($folder, 0700) || throw new \RuntimeException("cannot make $folder");
+        // A socket's path holds 107 bytes, and PHP cuts off what is longer: so it is told from within the folder.
+        $here = getcwd();
+        chdir($folder);
         try {
-            $listening = stream_socket_server("unix://$folder/fastcgi", $code, $message)
+            $listening = stream_socket_server('unix://fastcgi', $code, $message)
                 ?: throw new \RuntimeException("no socket for php-cgi: $message");
             $environment = getenv();
             $environment['PHP_FCGI_MAX_REQUESTS'] = '0'; // that it lives on is decided by whoever ends this child
             unset($environment['PHP_FCGI_CHILDREN'], $environment['POOLPARTY_FEATURES']);
             // Descriptor 3 is the server's, and not for others: there /dev/null takes its place.
             $descriptors = [$listening, STDERR, STDERR, ['file', '/dev/null', 'r']];
-            $this->process = @proc_open([$program, ...$this->options], $descriptors, $pipes, null, $environment)
+            $this->process = @proc_open([$program, ...$this->options], $descriptors, $pipes, $here, $environment)
                 ?: self::failed($program);
             fclose($listening); // so that what is refused there is refused here
-            $connect = static fn () => @stream_socket_client("unix://$folder/fastcgi", $code, $message)
+            $connect = static fn () => @stream_socket_client('unix://fastcgi', $code, $message)
                 ?: self::failed($program);
             // To be asked for its abilities ends a connection of php-cgi's, and shows that it runs.
             $asking = $connect();
@@ -156,6 +159,7 @@ final class Process
             }
             $this->connection = $connect();
         } finally {
+            chdir($here);
             @unlink("$folder/fastcgi");
             rmdir($folder);
         }
