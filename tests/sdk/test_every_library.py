@@ -422,18 +422,18 @@ def test_what_stands_before_the_cancel_and_behind_it_is_answered_in_its_turn(
     endless: Any, frame_of: Any, health_check: bytes, stream_cancel: bytes
 ) -> None:
     worker = endless
-    before = frame_of("http://h/echo?before", "POST", {}, b"." * 30000)
-    # In two pieces, of which the first ends within a frame's size.
+    before = frame_of("http://h/echo?before", "POST", {}, b"." * 10000)
+    # In two pieces, of which the first ends within a frame's size. A library may wait for the second, as the
+    # server writes no part of a frame behind a stream. Together they fit the pipe: it may be busy writing.
     frames = [before, health_check, before, stream_cancel, frame_of("http://h/text"), stream_cancel, before]
     whole = b"".join(frames)
     cut = len(before) + len(health_check) + 2
     worker.send(whole[:cut])
-    assert worker.pieces(3) == [b"more\n"] * 3
     worker.send(whole[cut:])
     worker.read_to_the_end_of_the_stream()
     assert worker.response()[1]["Query"] == ["before"]
     assert worker.health() == (True, "")
-    assert worker.response()[2] == b"." * 30000
+    assert worker.response()[2] == b"." * 10000
     assert worker.response()[0] == 200
     assert worker.response()[1]["Query"] == ["before"]
     assert worker.leave() == (0, "")
