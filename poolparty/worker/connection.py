@@ -166,14 +166,15 @@ class Connection(RequestReader):
         self.current = request
         self.phase = Phase.ANSWERING
         self.deadline = NEVER
-        takes = self.server.takes
-        if takes is not None and takes(request):
-            return
         body = request.body
         if body and not isinstance(body, list) and not body.written:
             if body.error is not None:
-                self._fail_spool(request, body.error)
-            return  # the rest follows when it is in its file
+                fault = self._spool_fault(body.error)
+                self._reject(request, fault.status, str(fault))
+            return  # once it is in its file, _spool_moved comes here again
+        takes = self.server.takes
+        if takes is not None and takes(request):
+            return
         if not self.server.dispatcher.submit(request, request.accepted):
             self.fail(request, 503)
 
@@ -182,17 +183,11 @@ class Connection(RequestReader):
             return
         request = self.current
         if request is not None and request.body is spool:
-            if spool.error is not None:
-                self._fail_spool(request, spool.error)
-            elif spool.written and not self.server.dispatcher.submit(request, request.accepted):
-                self.fail(request, 503)
+            # It still waits: what has been submitted was written before, and is written no further.
+            self._submit(request)
         elif spool.error is not None and self._request is not None and self._request[0].body is spool:
             self._refuse(self._spool_fault(spool.error))
         self._resume_reading()
-
-    def _fail_spool(self, request: Request, error: OSError) -> None:
-        fault = self._spool_fault(error)
-        self._reject(request, fault.status, str(fault))
 
     def _refuse(self, error: RequestError) -> None:
         """Answer an error once what came before it is answered, read nothing more, and close."""

@@ -129,11 +129,11 @@ class Lease:
         base = dispatcher.board.child_base(lend.slot)
         most = dispatcher.words[base + ChildWord.MAX_REQUESTS]
         # How many answers until it is given back to be replaced; beyond that it only bridges until it is.
+        self.left = most - dispatcher.words[base + ChildWord.ANSWERED] if most else 0
         features = dispatcher.words[base + ChildWord.FEATURES]
         self.takes_files = bool(features & Feature.BODY_FILE)
         self._hears_cancel = bool(features & Feature.STREAM_CANCEL)
         self._file: tuple[int, int, int] | None = None  # what goes into its stdin: descriptor, from, to
-        self.left = most - dispatcher.words[base + ChildWord.ANSWERED] if most else 0
         self._sent = base + ChildWord.SENT
         self._answered = base + ChildWord.ANSWERED
         self._started = base + ChildWord.STARTED
@@ -299,30 +299,35 @@ class Lease:
             self._write_file()
 
     def _write_file(self) -> None:
-        """Let the kernel move the file on into the pipe, until that is full."""
+        """Have the kernel move the file on into the pipe: once, so that a child which reads as fast as that
+        keeps nobody else waiting."""
         assert self._file is not None
         file, at, end = self._file
         try:
-            while at < end:
-                moved = move(file, at, min(end - at, LARGE_PIPE), self.stdin)
-                if not moved:
-                    self.dispatcher.loop.call_soon(self._file_broke_off)
-                    break
-                at += moved
+            moved = move(file, at, min(end - at, LARGE_PIPE), self.stdin)
         except BlockingIOError:
-            pass
-        except OSError:
-            self._file = file, at, end
-            self.unwritten = deque()  # it died in the middle: fd 3 says so too, and there it is handled
-            return
-        if at < end:
-            self._file = file, at, end
             self._wait_writable(deque())
+        except BrokenPipeError:
+            self.unwritten = deque()  # it died in the middle: fd 3 says so too, and there it is handled
+        except OSError as error:
+            self._file_broke_off(f"cannot be read: {error.strerror}")
         else:
-            self._file = None
+            if not moved:
+                self._file_broke_off("has become shorter")
+            elif at + moved < end:
+                self._file = file, at + moved, end
+                self._wait_writable(deque())
+            else:
+                self._file = None
 
-    def _file_broke_off(self) -> None:
-        self.dispatcher.broken(self, "the file with its request's body has become shorter", logging.ERROR)
+    def _file_broke_off(self, why: str) -> None:
+        """Soon, since whoever has the request written has not noted yet that it runs."""
+        self.unwritten = deque()  # the child is to wait for the rest
+        self.dispatcher.loop.call_soon(self._break_off, f"the file with its request's body {why}")
+
+    def _break_off(self, why: str) -> None:
+        if self.number in self.dispatcher.leases:
+            self.dispatcher.broken(self, why, logging.ERROR)
 
     def _wait_writable(self, parts: deque[memoryview]) -> None:
         self.unwritten = parts

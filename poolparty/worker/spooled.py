@@ -25,7 +25,6 @@ MAX_IOV = 512
 FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 """What the system says when there is no room: 507 for the client (RFC 4918, 11.5)."""
 
-
 THREADS = 4
 
 
@@ -71,6 +70,7 @@ class SpooledBody:
     )
 
     def __init__(self, owner: Spool) -> None:
+        """OSError: no file can be made."""
         self.file, self.path = spool.create(owner.directory)
         self.size = 0
         self.error: OSError | None = None

@@ -315,6 +315,21 @@ def test_where_the_disk_takes_no_more_the_client_is_told_which(
         assert side.statuses() == [200]
 
 
+def test_who_answers_in_the_pools_place_does_so_once_and_no_child_is_asked(side: SpoolingSide) -> None:
+    """A page that answered later was asked for, and then, when the body was in its file, a child as well."""
+    asked: list[Request] = []
+
+    def takes(request: Request) -> bool:
+        asked.append(request)
+        return True
+
+    side.server.takes = takes
+    side.send(post(bytes(50_000)))
+    side.disk.write()
+    assert len(asked) == 1
+    assert side.running is None, "no child has it"
+
+
 def test_where_no_file_can_be_made_the_request_is_refused(side: SpoolingSide) -> None:
     side.server.spool.directory = "/nonexistent"
     side.send(post(bytes(50_000))[:10_000])
@@ -453,6 +468,20 @@ def test_what_a_dead_child_has_not_read_runs_elsewhere(pool: Pool, bodies: Spool
     assert other.receive().body == BODY
     other.answer(b"second")
     assert pool.clients[-1].told == [b"second"]
+
+
+def test_a_file_that_cannot_be_read_costs_its_request_and_not_the_time_limit(
+    pool: Pool, bodies: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    pool.child()
+    monkeypatch.setattr(os, "sendfile", broken)
+    ask_spooled(pool, bodies)
+    pool.until(lambda: pool.clients[-1].told)
+    assert pool.clients[-1].told == [502]
+    assert any("cannot be read: Input/output error" in line for line in pool.log)
 
 
 def test_a_file_that_becomes_shorter_is_no_whole_body(pool: Pool, bodies: Spool) -> None:
