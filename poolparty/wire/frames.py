@@ -465,7 +465,7 @@ class ResponseReader:
             return events
 
     def _feed(self, data: bytes, events: list[ResponseEvent]) -> list[ResponseEvent]:
-        if self._body_left:
+        if self._body_left and data:
             piece, data = memoryview(data)[: self._body_left], data[self._body_left :]
             self._body_left -= len(piece)
             events.append(ResponsePiece(piece, not self._body_left and not self.streaming))
