@@ -14,11 +14,11 @@ import os
 import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
-from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from poolparty.errors import FrameError, RequestError
 from poolparty.wire.bare import encode_string
 from poolparty.wire.frames import file_request, request_head
+from poolparty.wire.path import PLAIN, normal_path
 
 if TYPE_CHECKING:
     from poolparty.worker.connection import Connection
@@ -323,9 +323,7 @@ another request."""
 # --- the target --------------------------------------------------------------------------------------------
 
 _SPACE = (b" ", b"\t")
-_UNRESERVED = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.~"
-_PATH = _UNRESERVED + b"$&+,/:;=@"
-PLAIN_TARGET = _PATH + b"?"
+PLAIN_TARGET = PLAIN + b"?"
 """Characters of a target that needs no encoding, unless it is not normal."""
 not_normal = re.compile(rb"//|/\.|\?\Z").search
 _ABSOLUTE = re.compile(rb"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^#]*)")
@@ -376,22 +374,6 @@ def absolute_uri(scheme: bytes, host: bytes, target: bytes, method: bytes) -> by
             raise RequestError(400, "the target names no host")
     path, _, query = rest.partition(b"#")[0].partition(b"?")
     return b"".join((scheme, b"://", host, normal_path(path), b"?" if query else b"", query))
-
-
-def normal_path(path: bytes) -> bytes:
-    """A path in its one form: decoded, resolved beneath the root, encoded again."""
-    kept: list[bytes] = []
-    segments = unquote_to_bytes(path).split(b"/")
-    for segment in segments:
-        if segment == b"..":
-            if kept:
-                kept.pop()
-        elif segment and segment != b".":
-            kept.append(segment)
-    plain = b"/" + b"/".join(kept)
-    if kept and segments[-1] in (b"", b".", b".."):
-        plain += b"/"
-    return quote_from_bytes(plain, safe=_PATH).encode()
 
 
 def check_host(host: bytes) -> bytes:

@@ -21,9 +21,10 @@ from urllib.parse import unquote_to_bytes
 
 from poolparty import compress
 from poolparty.stats.scoreboard import COUNTER_INDEX
+from poolparty.wire.path import normal_path
 from poolparty.worker.access import quoted
 from poolparty.worker.file_sender import FileSender
-from poolparty.worker.request import PLAIN_TARGET, absolute_uri, normal_path, not_normal
+from poolparty.worker.request import PLAIN_TARGET, absolute_uri, not_normal
 from poolparty.worker.static_answer import (
     Form,
     accepted_codings,
