@@ -76,6 +76,10 @@ SPINNING = 1000
 """Turns in a row without an event after which something is wrong, and the loop slows down."""
 
 
+DEFAULT_POOL = "default"
+"""The name of the one pool there is."""
+
+
 class PoolThread:
     """The pool. `on_failure` is called in the pool thread when it ends by a bug, `on_ready` at the first
     ready child."""
@@ -88,6 +92,8 @@ class PoolThread:
         on_failure: Callable[[], None] = lambda: None,
         on_ready: Callable[[], None] = lambda: None,
     ) -> None:
+        self.name = DEFAULT_POOL
+        self.pools = (self,)
         self.options = options
         self.lock = threading.RLock()
         self.relay = Relay(log)
@@ -112,7 +118,7 @@ class PoolThread:
         self.utilization = Utilization()
         self.history: History | None = None
         if options.admin_address is not None or options.admin_prefix is not None:
-            self.history = History(self.scoreboard, self.started_at)
+            self.history = History([self.scoreboard], self.started_at)
         self.slow_log = slowlog.SlowLog(self)
         self.listen_backlog: int | None = None  # as the arbiter saw it last, if enable_backlog_metric is set
         self.statsd: StatsdSender | None = None
@@ -271,7 +277,7 @@ class PoolThread:
         with self.lock:
             busy, live, queued = self._load()
         waiting = f", {queued} queued" if queued else ""
-        return f"pool {report.POOL_NAME} {busy}/{live} busy{waiting}"
+        return f"pool {self.name} {busy}/{live} busy{waiting}"
 
     def _load(self) -> tuple[int, int, int]:
         """How many children run a request, how many live, how many requests wait."""

@@ -1,5 +1,5 @@
-"""The last minutes of the pool, a sample a second: what the status page draws. Samples are numbered from the
-server's start, so that whoever has some asks only for those behind them."""
+"""The last minutes of all pools together, a sample a second: what the status page draws. Samples are numbered
+from the server's start, so that whoever has some asks only for those behind them."""
 
 from __future__ import annotations
 
@@ -24,23 +24,34 @@ ERRORS = ("overloaded", "failed", "timed_out")
 class History:
     """Samples, the newest last. Runs in the arbiter, which alone knows the totals."""
 
-    def __init__(self, board: Scoreboard, now: float) -> None:
+    def __init__(self, boards: Sequence[Scoreboard], now: float) -> None:
         self.samples: deque[dict[str, Any]] = deque(maxlen=KEPT)
         self._taken = 0
         self.due = now + INTERVAL
-        self._board = board
+        self._boards = tuple(boards)
         self._at = now
-        self._totals = board.totals()
-        self._seen = board.distributions()
+        self._totals, self._seen = self._counted()
+
+    def _counted(self) -> tuple[dict[str, int], dict[str, tuple[int, ...]]]:
+        """Every counter, and every histogram's buckets, over all boards."""
+        totals: dict[str, int] = {}
+        seen: dict[str, tuple[int, ...]] = {}
+        for board in self._boards:
+            for name, count in board.totals().items():
+                totals[name] = totals.get(name, 0) + count
+            for name, distribution in board.distributions().items():
+                before = seen.get(name, (0,) * BUCKETS)
+                seen[name] = tuple(map(sum, zip(before, distribution.counts, strict=True)))
+        return totals, seen
 
     def sample(self, now: float, busy: int, workers: int, queued: int) -> None:
         """Take one; to be called when it is `due`. Rates are per second, times seconds, None if there were
         none."""
         elapsed = max(now - self._at, 1e-3)
-        totals, seen = self._board.totals(), self._board.distributions()
+        totals, seen = self._counted()
         grown = {name: count - self._totals[name] for name, count in totals.items()}
         service, wait = (
-            [after - before for after, before in zip(seen[name].counts, self._seen[name].counts, strict=True)]
+            [after - before for after, before in zip(seen[name], self._seen[name], strict=True)]
             for name in ("service", "queue_wait")
         )
         self._taken += 1

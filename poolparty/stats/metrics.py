@@ -1,4 +1,4 @@
-"""The pool in Prometheus' text format, made from the object that `stats --json` shows.
+"""The pools in Prometheus' text format, made from the object that `stats --json` shows.
 
 Names and units follow Prometheus' conventions: a prefix, base units, `_total` for what only grows. A process
 is told by its role and its slot, not by its pid, which would make new series at every restart.
@@ -6,7 +6,7 @@ is told by its role and its slot, not by its pid, which would make new series at
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -96,21 +96,23 @@ class _Snapshot(Collector):
                 "connections that no HTTP worker has accepted yet, with enable_backlog_metric",
                 value=snapshot["listen_backlog"],
             )
-        for pool in snapshot["pools"]:
-            yield from _pool(pool)
+        yield from _pools(snapshot["pools"])
         yield from _processes(snapshot)
 
 
-def _pool(pool: Mapping[str, Any]) -> Iterator[Metric]:
-    labels, values = ["pool"], [pool["name"]]
+def _pools(pools: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
+    """A family each, with samples of all pools: none may stand there twice."""
+    labels = ["pool"]
     for key, name, text in GAUGES:
         gauge = GaugeMetricFamily(PREFIX + name, text, labels=labels)
-        gauge.add_metric(values, float(pool[key]))
+        for pool in pools:
+            gauge.add_metric([pool["name"]], float(pool[key]))
         yield gauge
     failed = GaugeMetricFamily(
         PREFIX + "restart_failed", "1 if the last restart was given up: the old children serve", labels=labels
     )
-    failed.add_metric(values, float(pool["restart_error"] is not None))
+    for pool in pools:
+        failed.add_metric([pool["name"]], float(pool["restart_error"] is not None))
     yield failed
     outcomes = CounterMetricFamily(
         PREFIX + "request_outcomes", "requests by how they ended", labels=[*labels, "outcome"]
@@ -119,56 +121,67 @@ def _pool(pool: Mapping[str, Any]) -> Iterator[Metric]:
         PREFIX + "responses", "answers of children by the class of their status", labels=[*labels, "class"]
     )
     for counter in COUNTERS:
-        if counter.outcome:
-            outcomes.add_metric([*values, counter.name], pool["outcomes"][counter.name])
-        elif counter.name in STATUS_CLASSES:
-            statuses.add_metric(
-                [*values, counter.name.removeprefix("status_")], pool["counters"][counter.name]
-            )
-        else:
-            family = CounterMetricFamily(
-                PREFIX + (counter.metric or counter.name), counter.help, labels=labels
-            )
-            family.add_metric(values, pool["counters"][counter.name])
-            yield family
+        if counter.outcome or counter.name in STATUS_CLASSES:
+            continue
+        family = CounterMetricFamily(PREFIX + (counter.metric or counter.name), counter.help, labels=labels)
+        for pool in pools:
+            family.add_metric([pool["name"]], pool["counters"][counter.name])
+        yield family
+    for pool in pools:
+        for counter in COUNTERS:
+            if counter.outcome:
+                outcomes.add_metric([pool["name"], counter.name], pool["outcomes"][counter.name])
+            elif counter.name in STATUS_CLASSES:
+                status = counter.name.removeprefix("status_")
+                statuses.add_metric([pool["name"], status], pool["counters"][counter.name])
     yield outcomes
     yield statuses
-    ended = CounterMetricFamily(
-        PREFIX + "worker_ends", "children that were ended, by cause", labels=[*labels, "cause"]
-    )
-    for name, count in pool["counters"].items():
-        stem = name.removeprefix("worker_")
-        if stem in WORKER_COUNTERS:
-            metric, text = WORKER_COUNTERS[stem]
-            family = CounterMetricFamily(PREFIX + metric, text, labels=labels)
-            family.add_metric(values, count)
-            yield family
-        elif stem.startswith("ended_"):
-            ended.add_metric([*values, stem.removeprefix("ended_")], count)
-    yield ended
+    yield from _workers(pools)
     for histogram in HISTOGRAMS:
-        seen = pool["histograms"][histogram.name]
         times = HistogramMetricFamily(f"{PREFIX}{histogram.name}_seconds", histogram.help, labels=labels)
-        buckets = []
-        total = 0
-        for bound, count in seen["buckets"]:
-            total += count
-            buckets.append(("+Inf" if bound is None else repr(float(bound)), total))
-        times.add_metric(values, buckets, seen["sum"])
+        for pool in pools:
+            seen = pool["histograms"][histogram.name]
+            buckets = []
+            total = 0
+            for bound, count in seen["buckets"]:
+                total += count
+                buckets.append(("+Inf" if bound is None else repr(float(bound)), total))
+            times.add_metric([pool["name"]], buckets, seen["sum"])
         yield times
 
 
+def _workers(pools: Sequence[Mapping[str, Any]]) -> Iterator[Metric]:
+    """What the arbiter counts of children."""
+    families: dict[str, CounterMetricFamily] = {}
+    ended = CounterMetricFamily(
+        PREFIX + "worker_ends", "children that were ended, by cause", labels=["pool", "cause"]
+    )
+    for pool in pools:
+        for name, count in pool["counters"].items():
+            stem = name.removeprefix("worker_")
+            if stem in WORKER_COUNTERS:
+                metric, text = WORKER_COUNTERS[stem]
+                if stem not in families:
+                    families[stem] = CounterMetricFamily(PREFIX + metric, text, labels=["pool"])
+                families[stem].add_metric([pool["name"]], count)
+            elif stem.startswith("ended_"):
+                ended.add_metric([pool["name"], stem.removeprefix("ended_")], count)
+    yield from families.values()
+    yield ended
+
+
 def _processes(snapshot: Mapping[str, Any]) -> Iterator[Metric]:
-    rows: list[tuple[list[str], Mapping[str, Any]]] = [(["arbiter", "0"], snapshot["arbiter"])]
-    rows += [(["http_worker", str(worker["slot"])], worker) for worker in snapshot["http_workers"]]
-    rows += [
-        (["worker", str(child["slot"])], child) for pool in snapshot["pools"] for child in pool["children"]
-    ]
+    """Where there are several pools, a child is told by its pool too: each numbers its slots from 0."""
+    pools = snapshot["pools"]
+    several = len(pools) > 1
+    rows: list[tuple[str, str, Mapping[str, Any]]] = [("arbiter", "", snapshot["arbiter"] | {"slot": 0})]
+    rows += [("http_worker", "", worker) for worker in snapshot["http_workers"]]
+    rows += [("worker", pool["name"], child) for pool in pools for child in pool["children"]]
     for key, name, text, counts in PROCESS_FIGURES:
         family: Any = (CounterMetricFamily if counts else GaugeMetricFamily)(
-            PREFIX + name, text, labels=["role", "slot"]
+            PREFIX + name, text, labels=["role", "pool", "slot"] if several else ["role", "slot"]
         )
-        for labels, process in rows:
+        for role, pool, process in rows:
             if process[key] is not None:
-                family.add_metric(labels, process[key])
+                family.add_metric([role, *([pool] if several else ()), str(process["slot"])], process[key])
         yield family

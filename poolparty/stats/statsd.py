@@ -1,7 +1,7 @@
-"""The pool's figures as lines of statsd, made from the metrics that Prometheus gets: of two snapshots.
+"""The pools' figures as lines of statsd, made from the metrics that Prometheus gets: of two snapshots.
 
 A counter is sent as what it has grown by, so a receiver may add up several servers. Three things differ from
-a scrape. Processes are summed by their role, so that a large pool does not flood the receiver. Counters of
+a scrape. Processes are summed by role and pool, so that a large pool does not flood the receiver. Counters of
 seconds are sent as whole milliseconds: receivers count in whole numbers. A histogram is sent as its mean and
 percentiles, of what it has counted since the last time, as gauges: statsd has no buckets, and percentiles
 sent as timings would have a receiver take percentiles of percentiles.
@@ -74,7 +74,9 @@ def _figures(snapshot: Mapping[str, Any]) -> _Figures:
     for family in metrics.families(snapshot):
         name = family.name.removeprefix(metrics.PREFIX)
         for sample in family.samples:
-            key = name, tuple((label, text) for label, text in sample.labels.items() if label != "le")
+            # One without a value is none, as Prometheus has it.
+            labels = ((label, text) for label, text in sample.labels.items() if text and label != "le")
+            key = name, tuple(labels)
             if family.type == "counter":
                 figures.counters[key] = sample.value
             elif family.type == "gauge":

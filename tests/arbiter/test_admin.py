@@ -32,7 +32,7 @@ LOOPBACK = ("127.0.0.1", 0)
 class FakePool:
     def __init__(self) -> None:
         self.selector = selectors.DefaultSelector()
-        self.history: History | None = History(Scoreboard(seats=1, children=1), 0.0)
+        self.history: History | None = History([Scoreboard(seats=1, children=1)], 0.0)
         self.asked: list[tuple[str, int]] = []
         self.reason: str | None = None
         self.load: tuple[str | None, float] = (None, 0.75)

@@ -37,6 +37,8 @@ class FakePool:
     """A loop as the PoolThread's: one thread, one selector, the lock given back only while it waits."""
 
     def __init__(self) -> None:
+        self.name = "default"
+        self.pools = [self]
         self.lock = threading.RLock()
         self.selector = selectors.DefaultSelector()
         self.server: ControlServer | None = None

@@ -37,9 +37,7 @@ def test_a_route_is_a_host_a_prefix_or_both(text: str, host: bytes, prefix: byte
     "text", ["", "api", "example.com", "example.com:80/", "/a b", "/a?b", "/a#b", "*.a/", 7, None]
 )
 def test_what_is_no_route_is_named_with_what_would_be_one(text: object) -> None:
-    with pytest.raises(
-        ValueError, match="is no route; give a path as /api, or a host and a slash"
-    ):
+    with pytest.raises(ValueError, match="is no route; give a path as /api, or a host and a slash"):
         parse_route(text)
 
 

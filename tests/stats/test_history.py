@@ -20,7 +20,7 @@ def add(board: Scoreboard, seat: int, name: str, amount: int) -> None:
 
 def test_a_sample_tells_rates_of_what_has_come_since_the_last_one(board: Scoreboard) -> None:
     add(board, 0, "requests", 1000)
-    history = History(board, 10.0)
+    history = History([board], 10.0)
     assert history.due == 10.0 + INTERVAL
     add(board, 0, "requests", 30)
     add(board, 1, "requests", 20)
@@ -36,7 +36,7 @@ def test_a_sample_tells_rates_of_what_has_come_since_the_last_one(board: Scorebo
 
 
 def test_what_a_seat_counted_before_it_died_is_not_counted_twice_nor_lost(board: Scoreboard) -> None:
-    history = History(board, 0.0)
+    history = History([board], 0.0)
     add(board, 0, "requests", 10)
     board.words[board.seat_base(0) + HISTOGRAM_INDEX["queue_wait"]] += 10
     board.times[board.seat_base(0) + HISTOGRAM_INDEX["queue_wait"] + BUCKETS] += 0.5
@@ -49,8 +49,27 @@ def test_what_a_seat_counted_before_it_died_is_not_counted_twice_nor_lost(board:
     assert (distribution.count, distribution.sum) == (10, 0.5)
 
 
+def test_what_several_pools_do_adds_up(board: Scoreboard) -> None:
+    other = Scoreboard(seats=2, children=5)
+    add(other, 1, "requests", 500)
+    history = History([board, other], 0.0)
+    add(board, 0, "requests", 10)
+    add(other, 0, "requests", 20)
+    add(other, 1, "timed_out", 4)
+    # Of eight answers two took more than 1 ms: those are the other pool's.
+    board.words[board.seat_base(0) + HISTOGRAM_INDEX["service"]] += 6
+    other.words[other.seat_base(0) + HISTOGRAM_INDEX["service"] + 2] += 2
+    history.sample(2.0, busy=1, workers=2, queued=3)
+    other.retire_seat(0)
+    history.sample(3.0, busy=1, workers=2, queued=3)
+    first, second = history.samples
+    assert (first["requests"], first["errors"]) == (15.0, 2.0)
+    assert first["service_p50"] < 0.0005 < 0.001 < first["service_p99"]
+    assert (second["requests"], second["service_p99"]) == (0.0, None)
+
+
 def test_only_the_last_minutes_are_kept_and_a_pause_brings_no_burst(board: Scoreboard) -> None:
-    history = History(board, 0.0)
+    history = History([board], 0.0)
     for second in range(KEPT + 20):
         history.sample(float(second + 1), 0, 0, 0)
     assert len(history.samples) == KEPT
@@ -60,7 +79,7 @@ def test_only_the_last_minutes_are_kept_and_a_pause_brings_no_burst(board: Score
 
 
 def test_whoever_has_some_samples_gets_those_behind_them(board: Scoreboard) -> None:
-    history = History(board, 0.0)
+    history = History([board], 0.0)
     assert history.since(0) == []
     for second in range(KEPT + 5):
         history.sample(float(second + 1), 0, 0, 0)

@@ -50,6 +50,11 @@ class FakeChild:
 
 @dataclass
 class FakePool:
+    """A pool and, where it is the first, its server."""
+
+    name: str = "default"
+    others: list[FakePool] = field(default_factory=list)
+    first_pid: int = 500
     children: dict[int, FakeChild] = field(default_factory=dict)
     seats: dict[int, Any] = field(default_factory=dict)
     scoreboard: Scoreboard = field(default_factory=lambda: Scoreboard(seats=4, children=8))
@@ -65,13 +70,22 @@ class FakePool:
         )
     )
 
+    @property
+    def pools(self) -> list[FakePool]:
+        return [self, *self.others]
+
     def why_not_ready(self) -> str | None:
         return None
 
     def add_child(self, state: State, sent: int = 0, answered: int = 0, seat: int | None = None) -> FakeChild:
         slot = len(self.children)
         child = FakeChild(
-            slot + 1, 500 + slot, slot, state, spawned_at=time.monotonic() - 10 * (slot + 1), seat=seat
+            slot + 1,
+            self.first_pid + slot,
+            slot,
+            state,
+            spawned_at=time.monotonic() - 10 * (slot + 1),
+            seat=seat,
         )
         self.children[child.id] = child
         base = self.scoreboard.child_base(slot)
@@ -110,6 +124,22 @@ def busy_pool() -> FakePool:
     pool.add_child(State.CHECKING, 1, 1)
     pool.add_child(State.ENDING, 3, 2)
     pool.add_child(State.GONE)
+    return pool
+
+
+def two_pools() -> FakePool:
+    """The busy one, and `api`, whose requests the same HTTP workers count."""
+    pool = busy_pool()
+    api = FakePool("api", first_pid=600, counters={"spawns": 2, "restarts": 1, "ended_idle": 7})
+    api.restart_error = None
+    api.policy = SimpleNamespace(target=5, generation=0, restarting=False)
+    api.options = SimpleNamespace(pool_cmd=("lua", "api.lua"), min_pool_size=0, max_pool_size=20)
+    # An HTTP worker counts what concerns connections on the first board.
+    api.add_seat(0, 71, requests=1000, answered=980, queued=4, oldest=time.monotonic() - 7.0)
+    api.add_seat(1, 72, requests=5, timed_out=5)
+    api.add_child(State.LENT, 900, 899, seat=0)
+    api.add_child(State.IDLE, 80, 80)
+    pool.others.append(api)
     return pool
 
 
@@ -195,6 +225,36 @@ def test_totals_include_http_workers_that_have_gone() -> None:
     assert found["counters"]["worker_deaths"] == 5
 
 
+def test_each_pool_has_what_its_own_scoreboard_says() -> None:
+    found = snapshot(two_pools())
+    default, api = found["pools"]
+    assert (default["name"], api["name"], api["command"]) == ("default", "api", "lua api.lua")
+    assert (api["workers"], api["busy"], api["idle"], api["min"], api["max"], api["target"]) == (
+        2,
+        1,
+        1,
+        0,
+        20,
+        5,
+    )
+    assert (default["requests"], api["requests"]) == (111, 1005)
+    assert (default["queued"], api["queued"]) == (3, 4)
+    assert api["longest_wait"] == pytest.approx(7.0, abs=1.0)
+    assert (api["restarts"], api["restarting"], api["restart_error"]) == (1, False, None)
+    assert [(child["pid"], child["requests"], child["http_worker"]) for child in api["children"]] == [
+        (600, 899, 71), (601, 80, None),
+    ]  # fmt: skip
+    assert [child["rss"] for child in api["children"]] == [600_000, 601_000]
+
+
+def test_an_http_worker_shows_the_requests_of_all_pools_and_its_connections_once() -> None:
+    found = snapshot(two_pools())["http_workers"]
+    assert [(worker["requests"], worker["queued"], worker["connections"]) for worker in found] == [
+        (1100, 6, 30), (16, 1, 5),
+    ]  # fmt: skip
+    assert found[0]["draining"] is True
+
+
 def test_a_process_that_has_just_gone_has_no_usage_and_breaks_nothing() -> None:
     found = snapshot(busy_pool(), gone=frozenset({500}))
     child = found["pools"][0]["children"][0]
@@ -231,6 +291,47 @@ def test_text_has_a_line_for_every_child() -> None:
     assert re.fullmatch(r"worker pid=501 state=busy requests=7 age=2\d rss=501000 cpu=1\.5", lines[1])
 
 
+def test_text_of_several_pools_is_their_sums_then_each_pool_then_the_workers_of_each() -> None:
+    lines = report.text(snapshot(two_pools())).splitlines()
+    alone = report.text(snapshot(busy_pool())).splitlines()
+    names = [line.split("=")[0] for line in alone if not line.startswith("worker ")]
+    figures = dict(line.split("=") for line in lines if not line.startswith(("pool ", "worker ")))
+    assert list(figures)[:2] == names[:2] == ["workers", "worker-restarts"]
+    assert set(figures) == {*names, "worker-ended-idle"}
+    expected = {
+        "workers": "8",
+        "worker-restarts": "5",
+        "requests": "1116",
+        "answered": "1081",
+        "timed-out": "5",
+        "queued": "7",
+        "busy": "3",
+        "idle": "4",
+        "worker-spawns": "11",
+        "worker-ended-idle": "7",
+        "http-workers": "2",
+    }
+    assert {name: figures[name] for name in expected} == expected
+    at = len(figures)
+    assert lines[at : at + 2] == [
+        "pool name=default workers=6 idle=3 busy=2 booting=1 queued=3 target=3 requests=111 restarting=yes",
+        "pool name=api workers=2 idle=1 busy=1 booting=0 queued=4 target=5 requests=1005 restarting=no",
+    ]
+    workers = lines[at + 2 :]
+    assert len(workers) == 9
+    assert [line.split()[2] for line in workers] == ["pool=default"] * 7 + ["pool=api"] * 2
+    assert re.fullmatch(
+        r"worker pid=600 pool=api state=busy requests=899 age=1\d rss=600000 cpu=1\.5", workers[7]
+    )
+
+
+def test_one_pool_is_not_told_by_its_name() -> None:
+    found = snapshot(busy_pool())
+    assert "pool" not in report.text(found)
+    assert "POOL" not in report.processes(found)
+    assert "poolparty-default" not in report.collectd(found, "h", 10, "", 5.0)
+
+
 def test_collectd_gets_the_lines_of_the_original_first() -> None:
     lines = report.collectd(snapshot(busy_pool()), "web1", 10, "", 1795487909.9).splitlines()
     assert lines[:2] == [
@@ -252,6 +353,33 @@ def test_a_label_names_the_plugin_instance_and_cannot_forge_lines(label: str, sh
     lines = report.collectd(snapshot(busy_pool()), "h", 1, label, 5.0).splitlines()
     assert all(line.startswith(f"putval h/poolparty-{shown}/") for line in lines)
     assert all(line.count(" ") == 3 for line in lines)
+
+
+@pytest.mark.parametrize(("label", "prefix"), [("", "h/poolparty"), ("shop", "h/poolparty-shop")])
+def test_collectd_gets_sums_under_the_names_of_one_pool_and_each_pool_as_an_instance(
+    label: str, prefix: str
+) -> None:
+    shown = [
+        line.split() for line in report.collectd(snapshot(two_pools()), "h", 10, label, 5.0).splitlines()
+    ]
+    values = {identifier: value for _, identifier, _, value in shown}
+    assert len(values) == len(shown), "each once"
+    (one,) = {tuple(line.split()[1].rsplit("/", 1)[1] for line in report.collectd(
+        snapshot(busy_pool()), "h", 10, label, 5.0).splitlines())}  # fmt: skip
+    instances = [identifier.rsplit("/", 1)[0] for identifier in values]
+    assert list(dict.fromkeys(instances)) == [prefix, f"{prefix}-default", f"{prefix}-api"]
+    together = {identifier.rsplit("/", 1)[1] for identifier in values if identifier.startswith(f"{prefix}/")}
+    assert together == {*one, "counter-worker-ended-idle"}
+    for name, sums in (
+        ("counter-requests", (111, 1005)),
+        ("gauge-queued", (3, 4)),
+        ("gauge-workers", (6, 2)),
+    ):
+        assert values[f"{prefix}-default/{name}"] == f"5:{sums[0]}"
+        assert values[f"{prefix}-api/{name}"] == f"5:{sums[1]}"
+        assert values[f"{prefix}/{name}"] == f"5:{sum(sums)}"
+    assert values[f"{prefix}/gauge-connections"] == "5:35"
+    assert f"{prefix}-api/gauge-connections" not in values, "connections are the server's"
 
 
 def test_an_empty_pool_can_be_shown() -> None:
@@ -341,6 +469,22 @@ def test_ps_shows_every_process_once_and_what_runs() -> None:
     assert re.search(r" 3\.\ds GET /report$", lines[4])
 
 
+def test_ps_tells_whose_each_child_is_where_there_are_several_pools() -> None:
+    head, *lines = report.processes(snapshot(two_pools())).splitlines()
+    assert head.split()[:4] == ["PID", "ROLE", "POOL", "STATE"]
+    assert [line.split()[1:3] for line in lines] == (
+        [
+            ["arbiter", "-"],
+            ["http", "-"],
+            ["http", "-"],
+            *[["worker", "default"]] * 7,
+            *[["worker", "api"]] * 2,
+        ]
+    )
+    at = head.index("STATE")
+    assert [line[at:].split()[0] for line in lines[-2:]] == ["busy", "idle"]
+
+
 # Prometheus.
 
 
@@ -371,6 +515,49 @@ def test_prometheus_gets_what_stats_shows() -> None:
         found["poolparty_process_resident_memory_bytes", (("role", "http_worker"), ("slot", "0"))] == 71_000
     )
     assert found["poolparty_process_open_fds", (("role", "worker"), ("slot", "2"))] == 9
+
+
+def test_two_pools_are_samples_of_one_family_each() -> None:
+    pool = two_pools()
+    board = pool.others[0].scoreboard
+    board.words[board.seat_base(1) + HISTOGRAM_INDEX["service"] + 2] = 40
+    families = list(text_string_to_metric_families(metrics.render(snapshot(pool)).decode()))
+    names = [family.name for family in families]
+    assert sorted(set(names)) == sorted(names), "a family stands there once"
+    of_pools = [family for family in families if any("pool" in sample.labels for sample in family.samples)]
+    assert len(of_pools) > 30
+    for family in of_pools:
+        seen = [(sample.name, *sorted(sample.labels.items())) for sample in family.samples]
+        assert len(set(seen)) == len(seen), family.name
+    alone = {
+        family.name
+        for family in text_string_to_metric_families(metrics.render(snapshot(busy_pool())).decode())
+    }
+    assert set(names) == alone
+    found = samples(pool)
+    for name, figures in (
+        ("requests_total", (111, 1005)),
+        ("workers", (6, 2)),
+        ("workers_max", (8, 20)),
+        ("queue_length", (3, 4)),
+        ("restarting", (1, 0)),
+        ("restart_failed", (1, 0)),
+        ("worker_restarts_total", (4, 1)),
+        ("service_seconds_count", (0, 40)),
+    ):
+        told = tuple(found[f"poolparty_{name}", (("pool", each),)] for each in ("default", "api"))
+        assert told == figures, name
+    assert found["poolparty_worker_ends_total", (("cause", "idle"), ("pool", "api"))] == 7
+    assert found["poolparty_request_outcomes_total", (("outcome", "timed_out"), ("pool", "api"))] == 5
+    assert found["poolparty_connections", ()] == 35
+
+
+def test_where_there_are_several_pools_a_childs_slot_is_told_with_its_pool() -> None:
+    found = samples(two_pools())
+    name = "poolparty_process_resident_memory_bytes"
+    assert found[name, (("pool", "default"), ("role", "worker"), ("slot", "0"))] == 500_000
+    assert found[name, (("pool", "api"), ("role", "worker"), ("slot", "0"))] == 600_000
+    assert found[name, (("pool", ""), ("role", "http_worker"), ("slot", "0"))] == 71_000
 
 
 def test_a_histogram_is_cumulative_and_ends_with_what_stats_counts() -> None:

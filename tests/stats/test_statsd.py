@@ -101,6 +101,25 @@ def test_processes_are_summed_by_role_and_their_time_is_in_milliseconds(snapshot
     assert not any("process_cpu_seconds" in name for name in found)
 
 
+def test_children_of_several_pools_are_summed_by_pool_and_other_processes_by_role(
+    snapshot: dict[str, Any],
+) -> None:
+    api = copy.deepcopy(snapshot["pools"][0]) | {"name": "api", "children": [process(rss=70)]}
+    snapshot["pools"].append(api)
+    found = said(snapshot, None)
+    memory = "poolparty.process_resident_memory_bytes"
+    assert {name: value for name, value in found.items() if name.startswith(memory)} == {
+        f"{memory}.arbiter": "1000|g",
+        f"{memory}.http_worker": "1000|g",
+        f"{memory}.worker.default": "1500|g",
+        f"{memory}.worker.api": "70|g",
+    }
+    assert found["poolparty.workers.api"] == "0|g"
+    tagged = lines(snapshot, None, Naming("", "env:test"))
+    assert f"{memory}:1000|g|#role:arbiter,env:test".encode() in tagged
+    assert f"{memory}:70|g|#role:worker,pool:api,env:test".encode() in tagged
+
+
 def test_a_histogram_is_a_count_and_the_percentiles_since_the_last_time(snapshot: dict[str, Any]) -> None:
     before = copy.deepcopy(snapshot)
     service = before["pools"][0]["histograms"]["service"]
