@@ -73,18 +73,21 @@ class Log(Protocol):
 
 
 class Pool(Protocol):
-    """What is used of the PoolThread."""
+    """What is used of the PoolThread. pool: the name of one; None: all of them, or the only one.
+    ControlError: there is none of that name."""
 
     @property
     def selector(self) -> selectors.BaseSelector: ...
     @property
     def history(self) -> History | None: ...
     def stats(self) -> dict[str, Any]: ...
-    def why_not_ready(self) -> str | None: ...
+    def why_not_ready(self, pool: str | None = None) -> str | None: ...
     def capacity(self) -> tuple[str | None, float]: ...
-    def spawn_workers(self, count: int) -> None: ...
-    def remove_workers(self, count: int) -> None: ...
-    def restart_workers(self, done: Callable[[str | None], None], why: str) -> None: ...
+    def spawn_workers(self, count: int, pool: str | None = None) -> None: ...
+    def remove_workers(self, count: int, pool: str | None = None) -> None: ...
+    def restart_workers(
+        self, done: Callable[[str | None], None], why: str, pool: str | None = None
+    ) -> None: ...
     def drain_worker(self, pid: int) -> None: ...
     def kill_worker(self, pid: int) -> None: ...
 
@@ -112,7 +115,8 @@ def _health(pool: Pool, query: Mapping[str, str], private: bool) -> Answer:
 
 
 def _ready(pool: Pool, query: Mapping[str, str], private: bool) -> Answer:
-    reason = pool.why_not_ready()
+    """Of all pools, or of the one that the query names."""
+    reason = pool.why_not_ready(query.get("pool"))
     return _text(200, "ok") if reason is None else _text(503, f"not ready: {reason}")
 
 
@@ -163,15 +167,15 @@ PAGES: Mapping[str, Callable[[Pool, Mapping[str, str], bool], Answer]] = {
 
 
 def _restart(pool: Pool, query: Mapping[str, str]) -> None:
-    pool.restart_workers(lambda error: None, "asked for on the admin listener")
+    pool.restart_workers(lambda error: None, "asked for on the admin listener", query.get("pool"))
 
 
 def _spawn(pool: Pool, query: Mapping[str, str]) -> None:
-    pool.spawn_workers(_number(query, "count", 1))
+    pool.spawn_workers(_number(query, "count", 1), query.get("pool"))
 
 
 def _remove(pool: Pool, query: Mapping[str, str]) -> None:
-    pool.remove_workers(_number(query, "count", 1))
+    pool.remove_workers(_number(query, "count", 1), query.get("pool"))
 
 
 def _drain(pool: Pool, query: Mapping[str, str]) -> None:
@@ -396,11 +400,13 @@ class AdminServer:
             # Somebody's web page has given its own name this address, to read what is here.
             return _text(403, "this listener is asked by its address, or as localhost")
         path, _, query = request.target.partition("?")
+        # A name or number that a script has left empty is wrong, and does not stand for all pools.
+        parameters = dict(parse_qsl(query, keep_blank_values=True))
         if request.method in ("GET", "HEAD"):
             page = PAGES.get(path)
             if page is not None:
                 try:
-                    return page(self.pool, dict(parse_qsl(query)), private)
+                    return page(self.pool, parameters, private)
                 except ControlError as error:
                     return _text(400, str(error))
             if path not in ACTIONS:
@@ -414,7 +420,7 @@ class AdminServer:
         if ACTION_HEADER not in request.headers:
             return _text(403, "an action needs the header X-Poolparty, with any value")
         try:
-            action(self.pool, dict(parse_qsl(query)))
+            action(self.pool, parameters)
         except ControlError as error:
             return _text(400, str(error))
         self.log.info("admin: %s", path.removeprefix("/") + (f" {query[:200]!r}" if query else ""))

@@ -27,7 +27,16 @@ from poolparty.arbiter.seats import earlier
 from poolparty.errors import ConfigError, ControlError
 from poolparty.settings import complaint
 from poolparty.stats import report
-from poolparty.wire.control import COMMANDS, OK, UNKNOWN_COMMAND, CommandReader, error_line, parse_int, split
+from poolparty.wire.control import (
+    COMMANDS,
+    OK,
+    UNKNOWN_COMMAND,
+    CommandReader,
+    error_line,
+    parse_int,
+    printable,
+    split,
+)
 
 MAX_CLIENTS = 256
 """Connections at once; the next is refused. Each may pin about 1 MiB, and people have few."""
@@ -73,16 +82,21 @@ class Recent(Protocol):
 
 
 class Pool(Protocol):
-    """What is used of the PoolThread, whose loop calls the data of whatever is registered as `data(mask)`."""
+    """What is used of the PoolThread, whose loop calls the data of whatever is registered as `data(mask)`.
+
+    pool: the name of one; None: all of them, or the only one. ControlError: there is none of that name.
+    """
 
     @property
     def selector(self) -> selectors.BaseSelector: ...
     def stats(self) -> dict[str, Any]: ...
-    def spawn_workers(self, count: int) -> None: ...
-    def remove_workers(self, count: int) -> None: ...
+    def spawn_workers(self, count: int, pool: str | None = None) -> None: ...
+    def remove_workers(self, count: int, pool: str | None = None) -> None: ...
     @property
     def relay(self) -> Recent: ...
-    def restart_workers(self, done: Callable[[str | None], None], why: str) -> None: ...
+    def restart_workers(
+        self, done: Callable[[str | None], None], why: str, pool: str | None = None
+    ) -> None: ...
     def drain_worker(self, pid: int) -> None: ...
     def kill_worker(self, pid: int) -> None: ...
     def dump_worker(self, pid: int) -> str: ...
@@ -363,7 +377,9 @@ class _Session:
         self._server.log.info("control socket: %s", " ".join(words))
 
     def _restart_workers(self, arguments: list[str]) -> bool:
-        _expect_none(arguments)
+        if len(arguments) > 1:
+            raise ControlError("expected the name of one pool at most; without one, all are restarted")
+        pool = arguments[0] if arguments else None
         self._waiting = True
 
         def done(error: str | None) -> None:
@@ -374,25 +390,31 @@ class _Session:
             self.turn(time.monotonic())
 
         try:
-            self._server.pool.restart_workers(done, "asked for on the control socket")
+            self._server.pool.restart_workers(done, "asked for on the control socket", pool)
         except BaseException:
             self._waiting = False
             raise
         return True
 
     def _spawn_workers(self, arguments: list[str]) -> bool:
-        self._server.pool.spawn_workers(self._count("spawn-workers", arguments))
+        self._server.pool.spawn_workers(*self._count_and_pool("spawn-workers", arguments))
         return False
 
     def _remove_workers(self, arguments: list[str]) -> bool:
-        self._server.pool.remove_workers(self._count("remove-workers", arguments))
+        self._server.pool.remove_workers(*self._count_and_pool("remove-workers", arguments))
         return False
 
-    def _count(self, command: str, arguments: list[str]) -> int:
+    def _count_and_pool(self, command: str, arguments: list[str]) -> tuple[int, str | None]:
+        if len(arguments) > 2:
+            raise ControlError("expected how many workers, and behind that the name of one pool at most")
+        pool = arguments[1] if len(arguments) > 1 else None
+        return self._count(command, arguments[:1], *arguments[1:]), pool
+
+    def _count(self, command: str, arguments: list[str], *further: str) -> int:
         if len(arguments) != 1:
             raise ControlError("expected a single argument")
         count = max(parse_int(arguments[0]), 0)
-        self._log_command(command, str(count))
+        self._log_command(command, str(count), *map(printable, further))
         return count
 
     def _stats(self, arguments: list[str]) -> bool:

@@ -297,20 +297,27 @@ class PoolThread:
     def stats(self) -> dict[str, Any]:
         return report.snapshot(self)
 
-    def spawn_workers(self, count: int) -> None:
+    def spawn_workers(self, count: int, pool: str | None = None) -> None:
+        self._check(pool)
         self.policy.grow(count)
         self.wake()
 
-    def remove_workers(self, count: int) -> None:
+    def remove_workers(self, count: int, pool: str | None = None) -> None:
+        self._check(pool)
         self.policy.shrink(count)
         self.wake()
 
-    def restart_workers(self, done: Callable[[str | None], None], why: str) -> None:
+    def _check(self, pool: str | None) -> None:
+        if pool not in (None, self.name):
+            raise ControlError(f"there is no pool {pool!r}; there are: {self.name}")
+
+    def restart_workers(self, done: Callable[[str | None], None], why: str, pool: str | None = None) -> None:
         """Replace all children one by one; done(None) once the last old one has gone, done(error) if that
         failed.
 
         why: what the restart is for, as a clause.
         """
+        self._check(pool)
         if self.policy.stopping:
             done("the server is stopping")
             return
@@ -341,8 +348,9 @@ class PoolThread:
             raise ControlError(f"no worker has the pid {pid}; there are: {known}")
         return child
 
-    def why_not_ready(self) -> str | None:
+    def why_not_ready(self, pool: str | None = None) -> str | None:
         """Why a request would find no child; None: one is ready, or can be started for it."""
+        self._check(pool)
         if self.policy.stopping:
             return "the server is stopping"
         if all(self._draining()):

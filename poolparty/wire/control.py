@@ -36,11 +36,13 @@ class Command:
 
 COMMANDS = (
     Command(
-        "restart-workers", "", "replace every worker by a new one, one by one; answers when that is done"
+        "restart-workers",
+        "[POOL]",
+        "replace every worker (of a pool) by a new one, one by one; answers when that is done",
     ),
-    Command("spawn-workers", "N", "start N more workers, at most max_pool_size in all"),
-    Command("remove-workers", "N", "end N workers, idle ones first, down to min_pool_size"),
-    Command("stats", "[--json]", "what the pool is doing and has done"),
+    Command("spawn-workers", "N [POOL]", "start N more workers, at most max_pool_size in all"),
+    Command("remove-workers", "N [POOL]", "end N workers, idle ones first, down to min_pool_size"),
+    Command("stats", "[--json]", "what each pool is doing and has done"),
     Command(
         "collectd-metrics",
         "[INTERVAL [LABEL]]",

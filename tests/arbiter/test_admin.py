@@ -33,8 +33,9 @@ class FakePool:
     def __init__(self) -> None:
         self.selector = selectors.DefaultSelector()
         self.history: History | None = History([Scoreboard(seats=1, children=1)], 0.0)
-        self.asked: list[tuple[str, int]] = []
+        self.asked: list[tuple[str, int] | tuple[str, int, str]] = []
         self.reason: str | None = None
+        self.reason_of_api: str | None = None
         self.load: tuple[str | None, float] = (None, 0.75)
         self.fault: Exception | None = None
         self.server: AdminServer | None = None
@@ -48,20 +49,25 @@ class FakePool:
             raise self.fault
         return {"pools": []}
 
-    def why_not_ready(self) -> str | None:
-        return self.reason
+    def why_not_ready(self, pool: str | None = None) -> str | None:
+        return self.reason if self.named(pool) != ("api",) else self.reason_of_api
+
+    def named(self, pool: str | None) -> tuple[str, ...]:
+        if pool not in (None, "default", "api"):
+            raise ControlError(f"there is no pool {pool!r}; there are: default api")
+        return () if pool is None else (pool,)
 
     def capacity(self) -> tuple[str | None, float]:
         return self.load
 
-    def spawn_workers(self, count: int) -> None:
-        self.asked.append(("spawn", count))
+    def spawn_workers(self, count: int, pool: str | None = None) -> None:
+        self.asked.append(("spawn", count, *self.named(pool)))
 
-    def remove_workers(self, count: int) -> None:
-        self.asked.append(("remove", count))
+    def remove_workers(self, count: int, pool: str | None = None) -> None:
+        self.asked.append(("remove", count, *self.named(pool)))
 
-    def restart_workers(self, done: Callable[[str | None], None], why: str) -> None:
-        self.asked.append((why, 0))
+    def restart_workers(self, done: Callable[[str | None], None], why: str, pool: str | None = None) -> None:
+        self.asked.append((why, 0, *self.named(pool)))
         done(None)
 
     def drain_worker(self, pid: int) -> None:
@@ -137,6 +143,15 @@ def test_health_says_that_it_lives_and_ready_says_why_not(pool: FakePool, port: 
     assert ask(port, "/health")[0] == 200
 
 
+def test_one_pool_is_ready_or_not_by_its_name(pool: FakePool, port: int) -> None:
+    pool.reason_of_api = "no worker of the pool api is ready yet"
+    assert ask(port, "/ready?pool=api")[::2] == (503, b"not ready: no worker of the pool api is ready yet\n")
+    assert ask(port, "/ready?pool=default")[::2] == (200, b"ok\n")
+    for query, name in (("pool=ap", "ap"), ("pool=", ""), ("pool=%00%E2%80%AE", r"\x00\u202e")):
+        sentence = f"there is no pool '{name}'; there are: default api\n".encode()
+        assert ask(port, f"/ready?{query}")[::2] == (400, sentence)
+
+
 def test_stats_and_history_are_json(port: int) -> None:
     status, headers, body = ask(port, "/stats.json")
     assert (status, headers["Content-Type"], json.loads(body)) == (200, "application/json", {"pools": []})
@@ -189,6 +204,20 @@ def test_actions_are_done_by_post_with_the_header(pool: FakePool, port: int) -> 
     assert ask(port, "/remove-workers", "POST", ACTION)[0] == 200
     assert ask(port, "/kill?pid=77", "POST", ACTION)[0] == 200
     assert pool.asked == [("asked for on the admin listener", 0), ("spawn", 3), ("remove", 1), ("kill", 77)]
+
+
+def test_an_action_may_be_about_one_pool(pool: FakePool, port: int) -> None:
+    assert ask(port, "/restart-workers?pool=api", "POST", ACTION)[0] == 200
+    assert ask(port, "/spawn-workers?count=3&pool=default", "POST", ACTION)[0] == 200
+    assert ask(port, "/remove-workers?pool=api", "POST", ACTION)[0] == 200
+    assert pool.asked == [
+        ("asked for on the admin listener", 0, "api"), ("spawn", 3, "default"), ("remove", 1, "api"),
+    ]  # fmt: skip
+    for action in ("restart-workers", "spawn-workers", "remove-workers"):
+        for name in ("", "nothing"):
+            status, _, body = ask(port, f"/{action}?pool={name}", "POST", ACTION)
+            assert (status, body) == (400, f"there is no pool '{name}'; there are: default api\n".encode())
+    assert len(pool.asked) == 3
 
 
 def test_an_action_that_a_foreign_page_could_ask_for_is_not_done(pool: FakePool, port: int) -> None:

@@ -64,7 +64,8 @@ class FakePool:
             )
         }
         self.seats: dict[int, Any] = {}
-        self.asked: list[tuple[str, int]] = []
+        self.asked: list[tuple[str, int] | tuple[str, int, str]] = []
+        self.restarted: list[str] = []
         self.restarts: list[Callable[[str | None], None]] = []
         self.stats_padding = ""
         self.fault: Exception | None = None
@@ -83,13 +84,19 @@ class FakePool:
         found["pools"][0]["command"] += self.stats_padding
         return found
 
-    def spawn_workers(self, count: int) -> None:
-        self.asked.append(("spawn", count))
+    def spawn_workers(self, count: int, pool: str | None = None) -> None:
+        self.asked.append(("spawn", count, *self.named(pool)))
 
-    def remove_workers(self, count: int) -> None:
-        self.asked.append(("remove", count))
+    def remove_workers(self, count: int, pool: str | None = None) -> None:
+        self.asked.append(("remove", count, *self.named(pool)))
 
-    def restart_workers(self, done: Callable[[str | None], None], why: str) -> None:
+    def named(self, pool: str | None) -> tuple[str, ...]:
+        if pool not in (None, "default", "api"):
+            raise ControlError(f"there is no pool {pool!r}; there are: default api")
+        return () if pool is None else (pool,)
+
+    def restart_workers(self, done: Callable[[str | None], None], why: str, pool: str | None = None) -> None:
+        self.restarted += [*self.named(pool)]
         if self.fault is not None:
             raise self.fault
         self.restarts.append(done)
@@ -211,7 +218,14 @@ def ask(path: Path, lines: bytes) -> bytes:
         (b"stats extra", "ERROR: unexpected arguments"),
         (b"stats --xml", "ERROR: unexpected arguments"),
         (b"spawn-workers", "ERROR: expected a single argument"),
-        (b"spawn-workers 1 2", "ERROR: expected a single argument"),
+        (
+            b"spawn-workers 1 api 2",
+            "ERROR: expected how many workers, and behind that the name of one pool at most",
+        ),
+        (b"spawn-workers api 2", 'ERROR: strconv.ParseInt: parsing "api": invalid syntax'),
+        (b"spawn-workers 1 nothing", "ERROR: there is no pool 'nothing'; there are: default api"),
+        (b"remove-workers 1 nothing", "ERROR: there is no pool 'nothing'; there are: default api"),
+        (b"restart-workers nothing", "ERROR: there is no pool 'nothing'; there are: default api"),
         (b"spawn-workers ''", "ERROR: expected a single argument"),
         (b"remove-workers", "ERROR: expected a single argument"),
         (b"spawn-workers x", 'ERROR: strconv.ParseInt: parsing "x": invalid syntax'),
@@ -220,7 +234,10 @@ def ask(path: Path, lines: bytes) -> bytes:
             b"spawn-workers 9223372036854775808",
             'ERROR: strconv.ParseInt: parsing "9223372036854775808": value out of range',
         ),
-        (b"restart-workers now", "ERROR: unexpected arguments"),
+        (
+            b"restart-workers api now",
+            "ERROR: expected the name of one pool at most; without one, all are restarted",
+        ),
         (
             b"bogus",
             "ERROR: unknown command, want "
@@ -259,6 +276,28 @@ def test_stats_as_json_are_one_line(server: ControlServer, path: Path) -> None:
 def test_spawn_and_remove_reach_the_pool(server: ControlServer, pool: FakePool, path: Path) -> None:
     assert ask(path, b"spawn-workers 3\nremove-workers +2\nspawn-workers -1\n") == b"OK\nOK\nOK\n"
     assert pool.asked == [("spawn", 3), ("remove", 2), ("spawn", 0)]
+
+
+def test_a_pool_is_named_behind_what_is_done_to_it(
+    server: ControlServer, pool: FakePool, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    assert ask(path, b"spawn-workers 3 api\nremove-workers 2 default\n") == b"OK\nOK\n"
+    assert pool.asked == [("spawn", 3, "api"), ("remove", 2, "default")]
+    assert "control socket: spawn-workers 3 api" in caplog.messages
+    with connect(path) as client:
+        client.sendall(b"restart-workers api\nexit\n")
+        pool.finish_restart()
+        assert read_all(client) == b"OK\n"
+    assert pool.restarted == ["api"]
+
+
+def test_what_is_no_pools_name_cannot_forge_a_line_of_the_log(
+    server: ControlServer, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    assert ask(path, b"spawn-workers 1 'x\\\nmine'\n").startswith(b"ERROR: there is no pool ")
+    assert r"control socket: spawn-workers 1 x\nmine" in caplog.messages
 
 
 def test_a_line_without_a_newline_before_the_end_is_run(server: ControlServer, path: Path) -> None:
@@ -386,7 +425,7 @@ def test_a_half_closed_client_still_gets_the_answer_to_its_restart(
 def test_a_restart_that_ends_at_once_is_answered(
     server: ControlServer, pool: FakePool, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool, "restart_workers", lambda done, why: done(None))
+    monkeypatch.setattr(pool, "restart_workers", lambda done, why, pool: done(None))
     assert ask(path, b"restart-workers\nrestart-workers\n") == b"OK\nOK\n"
 
 
