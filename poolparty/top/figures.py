@@ -1,4 +1,4 @@
-"""What `top` shows, made from the last two answers of `stats --json`: figures of the pool, a row for each
+"""What `top` shows, made from the last two answers of `stats --json`: figures of the pools, a row for each
 process.
 
 No I/O and no clock. Whatever comes from outside the server (targets, commands, what children said) is made
@@ -42,6 +42,7 @@ class Row:
     age: float | None
     seconds: float | None  # for how long it has run what it runs
     runs: str
+    pool: str = ""  # a child's, where there are several
 
 
 COLUMNS = {
@@ -56,7 +57,8 @@ COLUMNS = {
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """The pool in numbers. Rates are per second, times seconds; None: there is nothing to tell it from."""
+    """All pools together in numbers. Rates are per second, times seconds; None: there is nothing to tell it
+    from."""
 
     requests: float | None
     errors: float | None
@@ -133,11 +135,18 @@ def rows(before: Sample | None, now: Sample) -> list[Row]:
         runs = f"{worker['connections']} connections, {worker['queued']} queued"
         common = (worker["pid"], "http", state, worker["requests"], rate(worker))
         found.append(Row(*common, *_used(worker), worker["age"], None, runs))
-    for child in _children(snapshot):
-        seconds, what = _running(child["runs"])
-        common = (child["pid"], "worker", child["state"], child["requests"], rate(child))
-        found.append(Row(*common, *_used(child), child["age"], seconds, what))
+    for pool in snapshot["pools"]:
+        name = printable(pool["name"]) if several(snapshot) else ""
+        for child in pool["children"]:
+            seconds, what = _running(child["runs"])
+            common = (child["pid"], "worker", child["state"], child["requests"], rate(child))
+            found.append(Row(*common, *_used(child), child["age"], seconds, what, name))
     return found
+
+
+def several(snapshot: Snapshot) -> bool:
+    """Whether pools are told from each other by their names."""
+    return len(snapshot["pools"]) > 1
 
 
 def _serving(snapshot: Snapshot) -> list[Mapping[str, Any]]:
@@ -170,34 +179,84 @@ def ordered(rows: Sequence[Row], column: str, upward: bool = False) -> list[Row]
     return known + [row for row in rows if value(row) is None]
 
 
-def headlines(before: Sample | None, now: Sample) -> list[str]:
-    """The pool's figures, a line each for what there is to say."""
+def headlines(before: Sample | None, now: Sample, most_pools: int | None = None) -> list[str]:
+    """The pools' figures, a line each for what there is to say. Of several pools each has a line; most_pools:
+    so many lines at most."""
     shown = figures(before, now)
     snapshot = now.snapshot
-    pool = snapshot["pools"][0]
+    pools = snapshot["pools"]
+    named = several(snapshot)
     trouble = snapshot["not_ready"]
     state = "ready" if trouble is None else f"NOT READY: {trouble}"
     connections = sum(worker["connections"] for worker in snapshot["http_workers"])
+    together = _together(pools) if named else pools[0]
+    title = f"{len(pools)} pools" if named else pools[0]["command"]
+    lines = [
+        f"{title}: {state}, up {long(snapshot['uptime'])}",
+        f"workers: {_workers(together)}   queue: {_queue(together)}   "
+        f"HTTP workers: {len(snapshot['http_workers'])}, {connections} connections",
+        f"requests: {_rate(shown.requests)}   errors: {_rate(shown.errors)}   "
+        f"service: {_pair(shown.service)}   wait: {_pair(shown.wait)}",
+    ]
+    if named:
+        lines += _pool_lines(before, now, most_pools)
+    lines += notable(snapshot)
+    for pool in pools:
+        of_it = f" of {pool['name']}" if named else ""
+        if pool["restarting"]:
+            lines.append(f"the workers{of_it} are being restarted")
+        if pool["restart_error"]:
+            lines.append(f"the last restart{of_it} failed: {pool['restart_error']}")
+    return [printable(line) for line in lines]
+
+
+SUMMED = ("busy", "workers", "min", "max", "booting", "ending", "target", "queued")
+
+
+def _together(pools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Their workers and queues as if they were those of one."""
+    sums: dict[str, Any] = {name: sum(pool[name] for pool in pools) for name in SUMMED}
+    return sums | {"longest_wait": max(pool["longest_wait"] for pool in pools)}
+
+
+def _workers(pool: Mapping[str, Any]) -> str:
     counts = [f"{pool['busy']} busy of {pool['workers']}", f"min {pool['min']}", f"max {pool['max']}"]
     counts += [f"{pool[name]} {name}" for name in ("booting", "ending") if pool[name]]
     if pool["target"] != pool["workers"]:
         counts.append(f"aiming at {pool['target']}")
-    queue = f"{pool['queued']} queued" + (
-        f", longest {brief(pool['longest_wait'])}" if pool["queued"] else ""
-    )
-    lines = [
-        f"{pool['command']}: {state}, up {long(snapshot['uptime'])}",
-        f"workers: {', '.join(counts)}   queue: {queue}   HTTP workers: {len(snapshot['http_workers'])}, "
-        f"{connections} connections",
-        f"requests: {_rate(shown.requests)}   errors: {_rate(shown.errors)}   "
-        f"service: {_pair(shown.service)}   wait: {_pair(shown.wait)}",
-    ]
-    lines += notable(snapshot)
-    if pool["restarting"]:
-        lines.append("the workers are being restarted")
-    if pool["restart_error"]:
-        lines.append(f"the last restart failed: {pool['restart_error']}")
-    return [printable(line) for line in lines]
+    return ", ".join(counts)
+
+
+def _queue(pool: Mapping[str, Any]) -> str:
+    longest = f", longest {brief(pool['longest_wait'])}" if pool["queued"] else ""
+    return f"{pool['queued']} queued{longest}"
+
+
+def _pool_lines(before: Sample | None, now: Sample, most: int | None) -> list[str]:
+    """A line for each pool. Where there is no room for all, those come first whose requests wait, then those
+    that are busy."""
+    earlier: dict[str, int] = {}
+    elapsed = 0.0
+    if before is not None and _same_server(before, now):
+        elapsed = max(now.at - before.at, 1e-3)
+        earlier = {pool["name"]: pool["requests"] for pool in before.snapshot["pools"]}
+    pools = now.snapshot["pools"]
+    left_out = []
+    if most is not None and len(pools) > most:
+        pools = sorted(pools, key=lambda pool: (pool["queued"], pool["busy"]), reverse=True)
+        pools, left_out = pools[: max(most - 1, 0)], pools[max(most - 1, 0) :]
+    width = max((len(pool["name"]) for pool in pools), default=0)
+    lines = []
+    for pool in pools:
+        rate = (pool["requests"] - earlier.get(pool["name"], 0)) / elapsed if elapsed else None
+        lines.append(
+            f"{pool['name']:{width}}  {_workers(pool)}   queue: {_queue(pool)}   requests: {_rate(rate)}   "
+            f"{pool['command']}"
+        )
+    if left_out:
+        rest = _together(left_out)
+        lines.append(f"and {len(left_out)} pools more, {rest['busy']} busy of {rest['workers']} workers")
+    return lines
 
 
 LONG = 1.0
@@ -226,12 +285,17 @@ def notable(snapshot: Snapshot) -> list[str]:
 
 def events(snapshot: Snapshot, count: int) -> list[str]:
     """The last things that happened to the pools, the newest last, with the local time of each."""
+    named = several(snapshot)
     happened = sorted(
-        (event for pool in snapshot["pools"] for event in pool["events"]), key=lambda event: event["at"]
+        (
+            (event["at"], f"{pool['name']}: {event['text']}" if named else event["text"])
+            for pool in snapshot["pools"]
+            for event in pool["events"]
+        ),
+        key=lambda event: event[0],
     )
     return [
-        printable(f"{time.strftime('%H:%M:%S', time.localtime(event['at']))} {event['text']}")
-        for event in happened[-count:]
+        printable(f"{time.strftime('%H:%M:%S', time.localtime(at))} {text}") for at, text in happened[-count:]
     ]
 
 

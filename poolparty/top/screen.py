@@ -11,14 +11,21 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from poolparty.top.figures import COLUMNS, Row, Sample, brief, events, headlines, long, ordered, rows
+from poolparty.top.figures import COLUMNS, Row, Sample, brief, events, headlines, long, ordered, rows, several
 
 EVENTS = 5
 """Lines of events at most; on a low screen the processes come first."""
 
+POOL = "POOL"
+"""The heading of a column that is there where there are several pools."""
+
+POOLS_SHARE = 3
+"""The lines about each pool take one of so many lines of the screen at most."""
+
 HEADINGS = (
     ("PID", ""),
     ("ROLE", ""),
+    (POOL, ""),
     ("STATE", ""),
     ("REQUESTS", "requests"),
     ("REQ/S", ""),
@@ -33,7 +40,7 @@ HEADINGS = (
 
 RIGHT = {"PID", "REQUESTS", "REQ/S", "CPU%", "RSS", "FDS", "AGE", "TIME"}
 
-NARROW = {"FDS": 90, "ROLE": 80, "REQ/S": 70, "AGE": 60, "STATE": 50}
+NARROW = {"FDS": 90, "ROLE": 80, "REQ/S": 70, "AGE": 60, POOL: 55, "STATE": 50}
 """Columns that are left out where the screen is less wide, unless rows are sorted by them."""
 
 STYLES = {"busy": "green", "booting": "yellow", "ending": "yellow", "checking": "cyan", "draining": "yellow"}
@@ -59,7 +66,7 @@ def page(
 ) -> RenderableType:
     """Everything. size: columns and lines there are, None for any number. note: a last line of the screen.
     marked: the column that rows are sorted by has an arrow."""
-    head = headlines(before, now)
+    head = headlines(before, now, None if size is None else max(size[1] // POOLS_SHARE, 1))
     found = ordered(rows(before, now), view.column, view.upward)
     happened = events(now.snapshot, EVENTS)
     room = len(found)
@@ -71,7 +78,7 @@ def page(
     parts: list[RenderableType] = [
         *(_one_line(line, "bold" if number == 0 else "") for number, line in enumerate(head)),
         Text(""),
-        table(shown, view, marked, None if size is None else size[0]),
+        table(shown, view, marked, None if size is None else size[0], several(now.snapshot)),
     ]
     if happened:
         parts += [Text(""), *(_one_line(line) for line in happened)]
@@ -80,12 +87,13 @@ def page(
     return Group(*parts)
 
 
-def table(shown: list[Row], view: View, marked: bool, width: int | None) -> Table:
+def table(shown: list[Row], view: View, marked: bool, width: int | None, with_pools: bool = False) -> Table:
     """The processes, in the order given."""
     kept = [
         number
         for number, (heading, column) in enumerate(HEADINGS)
-        if width is None or width >= NARROW.get(heading, 0) or column == view.column
+        if (width is None or width >= NARROW.get(heading, 0) or column == view.column)
+        and (with_pools or heading != POOL)
     ]
     processes = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="")
     for heading, column in (HEADINGS[number] for number in kept):
@@ -108,6 +116,7 @@ def _cells(row: Row) -> list[Text]:
     return [
         Text(str(row.pid)),
         Text(row.role),
+        Text(row.pool),
         Text(row.state, style=STYLES.get(row.state, "")),
         Text(_or_dash(row.requests, "{}")),
         Text(_or_dash(row.rate, "{:.1f}")),

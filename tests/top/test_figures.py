@@ -48,6 +48,7 @@ def histogram(**counts: int) -> dict[str, Any]:
 def snapshot(*children: dict[str, Any], **values: Any) -> dict[str, Any]:
     usage = {"rss": 30 * 2**20, "cpu_percent": 2.0, "cpu_seconds": 1.0, "fds": 25}
     pool = {
+        "name": "default",
         "command": "janet app.janet",
         "workers": 3,
         "idle": 2,
@@ -200,6 +201,68 @@ def test_the_headlines_say_what_is_wrong() -> None:
         "the workers are being restarted",
         r"the last restart failed: it died\n\x1b[31m",
     ]
+
+
+def two_pools(*children: dict[str, Any], **values: Any) -> dict[str, Any]:
+    """The usual one, and `api` with these children."""
+    whole = snapshot(child(1, 10))
+    (api,) = snapshot(*children)["pools"]
+    whole["pools"].append(api | {"name": "api", "command": "lua api.lua", **values})
+    return whole
+
+
+def test_several_pools_are_told_together_and_each_by_its_name() -> None:
+    before = two_pools(requests=100)
+    now = two_pools(
+        child(2),
+        requests=130,
+        busy=4,
+        workers=4,
+        target=5,
+        max=20,
+        queued=7,
+        longest_wait=2.25,
+        restarting=True,
+        restart_error="it died",
+    )
+    now["uptime"] = 102.0
+    assert headlines(Sample(5.0, before), Sample(7.0, now)) == [
+        "2 pools: ready, up 1:42",
+        "workers: 5 busy of 7, min 2, max 24, aiming at 8   queue: 7 queued, longest 2.2s   "
+        "HTTP workers: 1, 12 connections",
+        "requests: 15.0/s   errors: 0.0/s   service: p50 - p99 -   wait: p50 - p99 -",
+        "default  1 busy of 3, min 1, max 4   queue: 0 queued   requests: 0.0/s   janet app.janet",
+        "api      4 busy of 4, min 1, max 20, aiming at 5   queue: 7 queued, longest 2.2s   "
+        "requests: 15.0/s   lua api.lua",
+        "the workers of api are being restarted",
+        "the last restart of api failed: it died",
+    ]
+
+
+def test_where_there_is_no_room_for_every_pool_those_with_a_queue_come_first() -> None:
+    whole = two_pools(queued=3)
+    for number in range(20):
+        whole["pools"].append(whole["pools"][0] | {"name": f"other{number}"})
+    lines = headlines(None, Sample(5.0, whole), most_pools=3)
+    assert len(lines) == 6
+    assert lines[3].startswith("api ")
+    assert lines[4].startswith("default ")
+    assert lines[5] == "and 20 pools more, 20 busy of 60 workers"
+    assert len(headlines(None, Sample(5.0, whole))) == 3 + 22
+
+
+def test_rows_and_events_tell_their_pool_where_there_are_several() -> None:
+    event = {"at": 1.0, "kind": "death", "text": "worker died", "pid": 2}
+    whole = two_pools(child(2, 20, state="busy"), events=[event])
+    found = rows(None, Sample(5.0, whole))
+    assert {row.pid: row.pool for row in found} == {70: "", 71: "", 1: "default", 2: "api"}
+    shown = [line.split() for line in plain(None, Sample(5.0, whole), View()).splitlines()]
+    at = shown.index("PID ROLE POOL STATE REQUESTS REQ/S CPU% RSS FDS AGE TIME RUNS".split())
+    assert ["2", "worker", "api", "busy", "20"] in [line[:5] for line in shown[at:]]
+    assert [line.split(" ", 1)[1] for line in events(whole, 3)] == ["api: worker died"]
+    alone = snapshot(child(1, 10), events=[event])
+    assert {row.pool for row in rows(None, Sample(5.0, alone))} == {""}
+    assert "POOL" not in plain(None, Sample(5.0, alone), View())
 
 
 def test_the_request_that_runs_longest_and_the_child_that_has_outgrown_the_others_are_told_first() -> None:
