@@ -45,6 +45,15 @@ worker_class = "poolparty.GWorker"
 # Children there may be at once, whatever the load.
 # max_pool_size = 1
 
+# Further pools, each with its own children, for requests to certain hosts or paths.
+# pools = {"reports": {"routes": ["/reports", "reports.example.com/"], "max_pool_size": 2}}
+
+# Children there may be at once in all `pools` together, 0 for the sum of their maxima.
+# total_pool_size = 0
+
+# Resident memory of all children together above which no pool grows, 0 for no limit.
+# total_memory_limit = 0
+
 # How long a request waits for a free child before one is started for it.
 # worker_spawn_timeout = "50ms"
 

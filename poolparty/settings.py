@@ -20,7 +20,7 @@ import shutil
 import ssl
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ from gunicorn import util
 from gunicorn.config import Config, NewSSLContext, PostRequest, PreRequest, Setting, SettingMeta
 
 from poolparty.errors import ConfigError
+from poolparty.pool.routing import Route, parse_route
 
 SECTION = "Poolparty"
 WORKER_CLASS = "poolparty.GWorker"
@@ -245,6 +246,73 @@ def parse_flag(value: object) -> bool:
     raise ValueError("this is on or off; give True or False")
 
 
+@dataclass(frozen=True, slots=True)
+class PoolTable:
+    """One of `pools` as it was written: `settings` are raw values by the names of options."""
+
+    name: str
+    routes: tuple[Route, ...]
+    settings: dict[str, Any]
+
+
+DEFAULT_POOL = "default"
+"""The pool that the server's own options describe."""
+
+_POOL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+
+POOLS_OF_GUNICORN = ("chdir", "raw_env")
+"""gunicorn's options that each pool may have its own of."""
+
+
+def parse_pools(value: object) -> tuple[PoolTable, ...]:
+    """By name what differs from the server's own options, and the routes."""
+    if value is None:
+        return ()
+    if not isinstance(value, dict):
+        raise ValueError('this is no dict of pools; give one as {"api": {"routes": ["/api"]}}')
+    taken: dict[Route, str] = {}
+    return tuple(_pool_table(name, table, taken) for name, table in value.items())
+
+
+def _pool_table(name: object, table: object, taken: dict[Route, str]) -> PoolTable:
+    """taken: the routes of the pools before it, and whose they are."""
+    if not isinstance(name, str) or not _POOL_NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no name of a pool; give letters, digits, dashes and underscores")
+    if name == DEFAULT_POOL:
+        raise ValueError(
+            f"the pool {name} is what the server's own options describe; name this one otherwise"
+        )
+    if not isinstance(table, dict):
+        raise ValueError(f'the pool {name} is no dict; give one as {{"routes": ["/{name}"]}}')
+    own = {option.name for option in OPTIONS if option.each_pool}.union(POOLS_OF_GUNICORN)
+    for key in table:
+        if key != "routes" and key not in own:
+            what = "is the server's alone" if key in {option.name for option in OPTIONS} else "is no option"
+            raise ValueError(
+                f"the pool {name} has {key!r}, which {what}; it may have routes, {', '.join(sorted(own))}"
+            )
+    routes = table.get("routes")
+    if not isinstance(routes, (list, tuple)) or not routes:
+        raise ValueError(
+            f'the pool {name} has no list of routes, so nothing would reach it; give one as ["/{name}"]'
+        )
+    parsed = tuple(_routes_of(name, routes))
+    for route in parsed:
+        if taken.setdefault(route, name) != name:
+            raise ValueError(
+                f"the pools {taken[route]} and {name} have the same route {route}; leave it with one"
+            )
+    return PoolTable(name, parsed, {key: table[key] for key in table if key != "routes"})
+
+
+def _routes_of(name: str, routes: Sequence[object]) -> Iterator[Route]:
+    for text in routes:
+        try:
+            yield parse_route(text)
+        except ValueError as error:
+            raise ValueError(f"the pool {name}: {error}") from None
+
+
 UNLIMITED = -1
 """A limit that is lifted; resource.RLIM_INFINITY has the same value."""
 
@@ -311,7 +379,9 @@ class Option:
     parse: Callable[[Any], Any]
     meta: str | None
     text: str
-    example: str | int | list[str] | None = None  # where the default is None, for conf/annotated.py
+    example: Any = None  # where the default is None, for conf/annotated.py
+    each_pool: bool = False  # whether each of `pools` may have its own
+    in_file_only: bool = False  # no word of a command line could say it
 
     @property
     def flag(self) -> str:
@@ -325,6 +395,7 @@ class Option:
 OPTIONS = (
     Option(
         "pool_cmd", None, parse_command, "CMD", example="python3 examples/app.py",
+        each_pool=True,
         text="""The command whose processes answer the requests.
 
         A string is split into words as a shell splits it, but no shell runs it; in a configuration file it
@@ -383,6 +454,7 @@ OPTIONS = (
     ),
     Option(
         "slowlog_timeout", "0", parse_duration, "DURATION",
+        each_pool=True,
         text="""A request that runs longer is logged while it runs, 0 for never.
 
         One line a request: method, target, age, the child's pid, the processor time it used and what it waits
@@ -406,19 +478,47 @@ OPTIONS = (
     ),
     Option(
         "min_pool_size", 1, whole_number(0, MAX_CHILDREN - 1), "INT",
+        each_pool=True,
         text="""Children that are kept however little there is to do.
 
         They are started at once. With 0 the first request after a quiet time waits for a child to start.""",
     ),
     Option(
         "max_pool_size", 1, whole_number(1, MAX_CHILDREN - 1), "INT",
+        each_pool=True,
         text="""Children there may be at once, whatever the load.
 
         A child answers one request at a time, so this is also how many requests run at once. Memory is
         usually what bounds it: children times what one of them needs at its largest.""",
     ),
     Option(
+        "pools", None, parse_pools, "POOLS", in_file_only=True,
+        example={"reports": {"routes": ["/reports", "reports.example.com/"], "max_pool_size": 2}},
+        text="""Further pools, each with its own children, for requests to certain hosts or paths.
+
+        A dict: the name of each pool, and another dict with its `routes` and whatever of its options differs
+        from the server's. `/api` is the route of that path and of all below it, `api.example.com/` that of a
+        host, `api.example.com/v2` of both; the host's own routes come first, then the longest path. What no
+        route names goes to the pool `default`, which the server's own options describe. docs/pools.md says
+        more. In a configuration file only.""",
+    ),
+    Option(
+        "total_pool_size", 0, whole_number(0, MAX_CHILDREN - 1), "INT",
+        text="""Children there may be at once in all `pools` together, 0 for the sum of their maxima.
+
+        Each pool's min_pool_size is kept free for it; the rest goes to the pool that needs it first, and
+        comes back after its worker_attrition_delay.""",
+    ),
+    Option(
+        "total_memory_limit", 0, parse_size, "BYTES",
+        text="""Resident memory of all children together above which no pool grows, 0 for no limit.
+
+        Above it, children that are idle leave, one a second, down to each pool's min_pool_size. In bytes, or
+        with a unit as in 512M or 2G.""",
+    ),
+    Option(
         "worker_spawn_timeout", "50ms", positive_duration, "DURATION",
+        each_pool=True,
         text="""How long a request waits for a free child before one is started for it.
 
         Below the maximum only. Children that are starting already count, so a short burst starts few. Shorter
@@ -426,6 +526,7 @@ OPTIONS = (
     ),
     Option(
         "worker_rendezvous_timeout", "60s", positive_duration, "DURATION",
+        each_pool=True,
         text="""How long a request waits for any child before it is answered 503.
 
         Counted from the moment the request was read. A client, or the proxy in front, that gives up earlier
@@ -433,6 +534,7 @@ OPTIONS = (
     ),
     Option(
         "worker_request_timeout", "60s", positive_duration, "DURATION",
+        each_pool=True,
         text="""How long a child may take for one request before it is ended and the request answered 504.
 
         Set it above the slowest answer that is not a fault. It is also what a stop waits for: see gunicorn's
@@ -440,6 +542,7 @@ OPTIONS = (
     ),
     Option(
         "worker_request_grace", "5s", parse_duration, "DURATION",
+        each_pool=True,
         text="""How long a child that has to end may take, from SIGTERM to SIGKILL.
 
         After a request time-out, at a restart and at a stop. With 0 it is killed at once. A child that
@@ -448,6 +551,7 @@ OPTIONS = (
     ),
     Option(
         "stream_cancel_timeout", "5s", parse_duration, "DURATION",
+        each_pool=True,
         text="""How long a child may go on with a streamed answer whose client has left; then it is ended.
 
         A library that looks for it learns at once that the answer is not wanted and ends it, and its child
@@ -455,6 +559,7 @@ OPTIONS = (
     ),
     Option(
         "worker_restart_delay", "1s", parse_duration, "DURATION",
+        each_pool=True,
         text="""How long to wait before a child that died without ever answering is started again.
 
         Doubled at each further such death, up to 30 seconds, so that a program that cannot start does not eat
@@ -462,6 +567,7 @@ OPTIONS = (
     ),
     Option(
         "worker_boot_timeout", "60s", positive_duration, "DURATION",
+        each_pool=True,
         text="""How long a child may take from its start until it is ready for requests.
 
         It is ready when it says so, or, written for version 1 of the protocol, when it has read its first
@@ -469,12 +575,14 @@ OPTIONS = (
     ),
     Option(
         "worker_health_check_interval", "120s", positive_duration, "DURATION",
+        each_pool=True,
         text="""How often a child with nothing to do is asked whether it is well.
 
         A child that is busy shows by its answers that it lives, and is not asked.""",
     ),
     Option(
         "worker_health_check_timeout", "10s", positive_duration, "DURATION",
+        each_pool=True,
         text="""How long a child may take for a health check before it is ended and replaced.
 
         A child of version 1 of the protocol answers nothing; it has to have read the question in this
@@ -482,6 +590,7 @@ OPTIONS = (
     ),
     Option(
         "worker_attrition_delay", "120s", positive_duration, "DURATION",
+        each_pool=True,
         text="""How long the pool keeps children that the load no longer needs.
 
         Children beyond the most that were busy at once in this window, plus spare_workers, are retired, down
@@ -489,6 +598,7 @@ OPTIONS = (
     ),
     Option(
         "worker_restart_surge", 1, whole_number(0, MAX_CHILDREN - 1), "INT",
+        each_pool=True,
         text="""How many children beyond the pool's size a rolling restart may start at a time.
 
         Each new one has to be ready before an old one is retired. With 0, for machines without the memory for
@@ -496,12 +606,14 @@ OPTIONS = (
     ),
     Option(
         "spare_workers", 0, whole_number(0, MAX_CHILDREN - 1), "INT",
+        each_pool=True,
         text="""Idle children kept beyond what the load needed lately.
 
         They catch the next burst without a start's wait. At most max_pool_size.""",
     ),
     Option(
         "worker_max_requests", 0, whole_number(0, 2**53), "INT",
+        each_pool=True,
         text="""After how many answers a child is replaced, 0 for never.
 
         A remedy for leaks that nobody can mend. Whatever the limit, a child is replaced while it is idle, one
@@ -509,18 +621,21 @@ OPTIONS = (
     ),
     Option(
         "worker_max_requests_jitter", 0, whole_number(0, 2**53), "INT",
+        each_pool=True,
         text="""Up to how many answers more than worker_max_requests each child may give, chosen at its start.
 
         So that the children of a pool, which started together, are not all due together.""",
     ),
     Option(
         "worker_max_age", "0", parse_duration, "DURATION",
+        each_pool=True,
         text="""At what age a child is replaced, 0 for never.
 
         Counted from its start. For what goes stale in a process: credentials, time zones, caches.""",
     ),
     Option(
         "worker_idle_timeout", "0", parse_duration, "DURATION",
+        each_pool=True,
         text="""After how long without a request a child is replaced, 0 for never.
 
         For connections to databases and the like that the other side closes when nothing happens. To have
@@ -528,12 +643,14 @@ OPTIONS = (
     ),
     Option(
         "worker_memory_limit", 0, parse_size, "BYTES",
+        each_pool=True,
         text="""Above which resident memory a child is replaced after its request, 0 for never.
 
         In bytes, or with a unit as in 512M or 2G (powers of 1024). Looked at once a second.""",
     ),
     Option(
         "worker_memory_kill", 0, parse_size, "BYTES",
+        each_pool=True,
         text="""Above which resident memory a child is killed at once, 0 for never.
 
         Its request is answered 502, or tried on another child if it is a GET or HEAD. The last resort before
@@ -541,6 +658,7 @@ OPTIONS = (
     ),
     Option(
         "worker_env_clear", False, parse_flag, None,
+        each_pool=True,
         text="""Children get no variable of the server's environment but those of worker_env_keep.
 
         For secrets that the server was given and the application is not to see, and for children that behave
@@ -551,12 +669,14 @@ OPTIONS = (
         "worker_env_keep",
         "PATH,LANG,LANGUAGE,LC_*,TZ,HOME,USER,LOGNAME,SHELL,TMPDIR",
         parse_names, "NAMES",
+        each_pool=True,
         text="""The variables that children keep where worker_env_clear is set.
 
         A list, or a string with commas between; a `*` at the end of a name stands for any that begin so.""",
     ),
     Option(
         "worker_rlimit_as", None, limit(parse_size, 32 << 20), "BYTES", example="2G",
+        each_pool=True,
         text="""How much address space a child may have (RLIMIT_AS).
 
         Its next allocation fails then, which most interpreters end with an error of their own. Address space
@@ -565,6 +685,7 @@ OPTIONS = (
     ),
     Option(
         "worker_rlimit_nofile", None, limit(whole_number(0, 2**31), 16), "INT", example=1024,
+        each_pool=True,
         text="""How many files and sockets a child may have open (RLIMIT_NOFILE).
 
         Four of them are the pipes it starts with. By default as many as the server itself might when it was
@@ -572,6 +693,7 @@ OPTIONS = (
     ),
     Option(
         "worker_rlimit_cpu", None, limit(whole_seconds, 1), "DURATION", example="1h",
+        each_pool=True,
         text="""How much processor time a child may use in its whole life (RLIMIT_CPU), in whole seconds.
 
         Then it is sent SIGXCPU, which ends it, and five seconds of processor time later SIGKILL. The request
@@ -580,12 +702,14 @@ OPTIONS = (
     ),
     Option(
         "worker_rlimit_core", None, limit(parse_size, 0), "BYTES", example=0,
+        each_pool=True,
         text="""How large a core dump a child may leave (RLIMIT_CORE), 0 for none.
 
         A dump holds what the child had in memory: requests, passwords, keys.""",
     ),
     Option(
         "worker_nice", 0, whole_number(-20, 19), "INT",
+        each_pool=True,
         text="""How much nicer than the server the children are, as the command nice counts.
 
         With a few, HTTP workers and control socket stay quick on a machine whose processors the children
@@ -593,6 +717,7 @@ OPTIONS = (
     ),
     Option(
         "worker_no_new_privs", False, parse_flag, None,
+        each_pool=True,
         text="""Children, and what they start, gain no rights by running a program (no_new_privs).
 
         A setuid program such as sudo or ping then runs as the child's own user. Nothing else changes, so it
@@ -600,6 +725,7 @@ OPTIONS = (
     ),
     Option(
         "worker_oom_score_adj", None, parse_oom_score_adj, "INT", example=500,
+        each_pool=True,
         text="""Which the kernel ends first when the machine is out of memory: from -1000 (never) to 1000.
 
         With a few hundred for the children the server itself survives them and starts new ones. Only root may
@@ -607,6 +733,7 @@ OPTIONS = (
     ),
     Option(
         "pool_prefetch", 4, whole_number(1, 64), "INT",
+        each_pool=True,
         text="""Requests that may be written to one child at once, the one it runs included.
 
         A child that finds its next request in its pipe is spared a sleep, which is worth half of the
@@ -636,6 +763,7 @@ OPTIONS = (
     ),
     Option(
         "request_backlog", 1024, whole_number(1, 1_000_000), "INT",
+        each_pool=True,
         text="""Requests that may wait for a child in one HTTP worker; one more is answered 503 at once.
 
         A queue longer than the pool answers within its clients' patience only wastes their time. Connections
@@ -643,6 +771,7 @@ OPTIONS = (
     ),
     Option(
         "max_request_body_size", 4_194_304, size_up_to(MAX_BODY), "SIZE",
+        each_pool=True,
         text="""The largest request body; a larger one is answered 413.
 
         Bytes, or with a unit: `20M`, `4G`. What goes beyond request_spool_size waits in a file, not in
@@ -733,6 +862,9 @@ class Options:
     access_log_json: bool
     min_pool_size: int
     max_pool_size: int
+    pools: tuple[PoolTable, ...]
+    total_pool_size: int
+    total_memory_limit: int
     worker_spawn_timeout: float
     worker_rendezvous_timeout: float
     worker_request_timeout: float
@@ -935,11 +1067,17 @@ def prepare(cfg: Config) -> Options:
             if not refusal.accepted(value):
                 raise ConfigError(complaint(refusal.name, value, refusal.why))
     from poolparty.arbiter.confinement import check_rights  # the master's alone
+    from poolparty.pools import of_pool, pool_configs
 
     options = Options.from_cfg(cfg)
     _set_bind(cfg, options)
-    _check_program(cfg, options)
-    check_rights(options)
+    pools = pool_configs(cfg)
+    for pool in pools:
+        try:
+            _check_program(pool.cfg, pool.options)
+            check_rights(pool.options)
+        except ConfigError as error:
+            raise of_pool(pool.name, error) from None
     for name in ("static_root", "sendfile_root"):
         _check_root(cfg, name, getattr(options, name))
     if options.request_spool_dir is not None:
@@ -955,7 +1093,8 @@ def prepare(cfg: Config) -> Options:
 
         Target.from_cfg(cfg)
     if "graceful_timeout" not in _given(cfg):
-        enough = math.ceil(options.worker_request_timeout) + GRACE_BEYOND_REQUEST
+        longest = max(pool.options.worker_request_timeout for pool in pools)
+        enough = math.ceil(longest) + GRACE_BEYOND_REQUEST
         cfg.settings["graceful_timeout"].set(max(enough, cfg.settings["graceful_timeout"].get()))
     return options
 
@@ -1063,7 +1202,7 @@ def _setting(option: Option) -> Any:
     attributes = {
         "name": option.name,
         "section": SECTION,
-        "cli": [option.flag],
+        "cli": None if option.in_file_only else [option.flag],
         "meta": option.meta,
         "validator": _keep,
         "default": option.default,
@@ -1079,6 +1218,8 @@ def _keep(value: object) -> object:
 
 
 def _add_to_own_group(setting: Any, parser: Any) -> None:
+    if not setting.cli:
+        return
     group = getattr(parser, "poolparty_group", None)
     if group is None:
         group = parser.poolparty_group = parser.add_argument_group(SECTION)
@@ -1194,9 +1335,11 @@ def settings_md() -> str:
         default = "none" if option.default is None else f"`{option.default}`"
         lines += ["", f"## {option.name}", "", "| flag | default |", "|---|---|"]
         flag = option.flag if option.meta is None else f"{option.flag} {option.meta}"
-        lines += [f"| `{flag}` | {default} |"]
+        lines += [f"| {'none' if option.in_file_only else f'`{flag}`'} | {default} |"]
         for paragraph in paragraphs(option.text):
             lines += ["", *textwrap.wrap(paragraph, 118, break_on_hyphens=False, break_long_words=False)]
+        if option.each_pool:
+            lines += ["", "Each of [`pools`](#pools) may have its own."]
     lines += [
         "",
         "# gunicorn's options",

@@ -39,7 +39,8 @@ from poolparty.arbiter.seats import FORK_BLOCKS
 from poolparty.arbiter.title import set_title
 from poolparty.arbiter.watcher import Watched, Watcher
 from poolparty.errors import ConfigError
-from poolparty.settings import Options, serves_a_pool
+from poolparty.pools import PoolConfig, pool_configs
+from poolparty.settings import serves_a_pool
 
 MAX_BOOT_DELAY = 30.0
 """Seconds between two tries to start HTTP workers that do not boot; the first is after one, then doubled."""
@@ -71,7 +72,7 @@ def check_config(cfg: Config, log: Any) -> None:
     """For GWorker.check_config: in the master, before the arbiter is ready. Exits the start with one
     sentence."""
     try:
-        Options.from_cfg(cfg)
+        pool_configs(cfg)
     except ConfigError as error:
         raise RuntimeError(str(error)) from None
     users = cfg.when_ready
@@ -118,7 +119,7 @@ class PoolArbiter(Arbiter):
     def claim_pool(self) -> None:
         """Make the pool and take its control socket. ConfigError: the path is in use."""
         self.pool = PoolThread(
-            Options.from_cfg(self.cfg), self.cfg, self.log, on_failure=self.wakeup, on_ready=self.wakeup
+            pool_configs(self.cfg), self.cfg, self.log, on_failure=self.wakeup, on_ready=self.wakeup
         )
         self.seats: dict[int, Seat] = {}  # by the pid of the HTTP worker
         self.draining: dict[int, float] = {}  # HTTP workers told to leave, and when
@@ -415,10 +416,10 @@ class PoolArbiter(Arbiter):
         old_cfg = self.cfg
         listeners = None
         with _Restored(self.app) as restored:
-            options = self.load_config()
-            if options is not None:
+            pools = self.load_config()
+            if pools is not None:
                 listeners = self.new_listeners(old_cfg)
-            if options is None or listeners is None:
+            if pools is None or listeners is None:
                 return
             restored.keep()
         self._stats["reloads"] += 1
@@ -442,9 +443,9 @@ class PoolArbiter(Arbiter):
         self.stale_age = self.worker_age
         self.boot_failures, self.not_before = 0, 0.0
         for name in ("ctl_socket", "ctl_socket_group"):
-            if getattr(options, name) != getattr(self.pool.options, name):
+            if getattr(pools[0].options, name) != getattr(self.pool.options, name):
                 self.log.warning("%s stays what it was at the start; restart the server to change it", name)
-        self.pool.reload(options, self.cfg, self.reloaded)
+        self.pool.reload(pools, self.cfg, self.reloaded)
         self.watch()
         self.manage_workers()
 
@@ -463,7 +464,7 @@ class PoolArbiter(Arbiter):
         if error is None:
             self.pool.log.info("The workers are those of the new configuration")
         else:
-            level = logging.INFO if self.pool.policy.stopping else logging.ERROR
+            level = logging.INFO if self.pool.stopping else logging.ERROR
             self.pool.log.log(level, "The workers stay those of the old configuration: %s", error)
 
     def watch(self) -> None:
@@ -491,7 +492,7 @@ class PoolArbiter(Arbiter):
         else:
             self.pool.log.error("%s", logfmt("the workers are not restarted", reason=error))
 
-    def load_config(self) -> Options | None:
+    def load_config(self) -> tuple[PoolConfig, ...] | None:
         """Read the configuration anew into self.app.cfg, from where the server was started. None: it cannot
         be used."""
         with contextlib.suppress(OSError):  # gone: what is relative then is relative to where we are
@@ -504,7 +505,11 @@ class PoolArbiter(Arbiter):
                 raise ConfigError(
                     f"worker_class = {self.app.cfg.worker_class_str}: only a restart can change it."
                 )
-            return Options.from_cfg(self.app.cfg)
+            pools = pool_configs(self.app.cfg)
+            refusal = self.pool.why_no_reload(pools)
+            if refusal is not None:
+                raise ConfigError(f"pools: {refusal}.")
+            return pools
         except SystemExit:
             # Whoever exits has said why on standard error.
             self.log.error("The new configuration cannot be read; the server goes on with the old one")

@@ -20,8 +20,9 @@ import signal
 import subprocess
 import sys
 import termios
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from poolparty.arbiter.confinement import words_for_launcher
 from poolparty.arbiter.environment import child_environment, kept
@@ -32,6 +33,9 @@ from poolparty.pool.policy import RECYCLED, Cause
 from poolparty.settings import Options
 from poolparty.wire.features import Feature, named
 from poolparty.wire.frames import HEALTH_CHECK, FrameReader, HealthReply, Ready, decode_response
+
+if TYPE_CHECKING:
+    from poolparty.arbiter.pool import Pool
 
 LAUNCHER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "launcher.py")
 
@@ -92,6 +96,7 @@ class Recipe:
 class Child:
     """One process, from its start until it is reaped. Times are time.monotonic()."""
 
+    pool: Pool
     id: int
     pid: int
     slot: int  # its row on the scoreboard
@@ -355,9 +360,11 @@ def died_by_itself(child: Child, status: int) -> bool:
     return child.cause is Cause.BROKEN and not ours
 
 
-def obituary(child: Child, status: int, now: float, served: int, tail: list[str]) -> str:
-    """The one line about a child's end; its level is for the caller."""
-    values: dict[str, object] = {"worker_pid": child.pid, **exit_words(status)}
+def obituary(
+    child: Child, status: int, now: float, served: int, tail: list[str], label: Mapping[str, object]
+) -> str:
+    """The one line about a child's end; its level is for the caller. label: fields that name its pool."""
+    values: dict[str, object] = {"worker_pid": child.pid, **label, **exit_words(status)}
     values["age"] = f"{now - child.spawned_at:.1f}s"
     values["requests"] = served
     if died_by_itself(child, status):
@@ -385,5 +392,5 @@ LAST_LINES = 5
 """Lines of a child's last output that its obituary repeats, if it never answered."""
 
 
-def spawned(child: Child) -> str:
-    return logfmt("worker spawned", worker_pid=child.pid)
+def spawned(child: Child, label: Mapping[str, object]) -> str:
+    return logfmt("worker spawned", worker_pid=child.pid, **label)

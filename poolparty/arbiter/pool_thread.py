@@ -1,7 +1,7 @@
-"""The pool thread: owns the children, the seats, the policy and the control socket. Runs in the arbiter.
+"""The pool thread: owns the pools, the seats and the control socket. Runs in the arbiter.
 
 One thread, one select loop, one lock. A turn of the loop: wait in select without the lock; take it; call
-whoever has something to read; look after what depends on the time; ask the policy and do what it says.
+whoever has something to read; give each pool its turn; look after what else depends on the time.
 Nothing in a turn waits: log lines go through the relay, all descriptors are non-blocking, and starting a
 child takes about a millisecond.
 
@@ -10,8 +10,8 @@ reaped, to reload and to stop. Its forks take the lock, so that a new HTTP worke
 middle of a change; what that worker has of the pool is a copy of its memory and of its descriptors, which
 Seat.enter_worker closes.
 
-Who holds which child is in seats.py, a child's life in supervisor.py, its process in children.py, its output
-in relay.py, all decisions in pool/policy.py.
+A pool's turn is in pool.py, who holds which child in seats.py, a child's life in supervisor.py, its process
+in children.py, its output in relay.py, all decisions in pool/policy.py and pool/budget.py.
 """
 
 from __future__ import annotations
@@ -26,26 +26,24 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from poolparty import spool
-from poolparty.arbiter import children, sampling, slowlog
+from poolparty.arbiter import sampling, slowlog
 from poolparty.arbiter.admin import AdminServer
-from poolparty.arbiter.children import Child, Recipe
+from poolparty.arbiter.children import Child
 from poolparty.arbiter.control import ControlServer
+from poolparty.arbiter.pool import Pool
 from poolparty.arbiter.relay import Relay
 from poolparty.arbiter.seats import RETRY, Lending, Seat, earlier
-from poolparty.arbiter.supervisor import Supervisor
 from poolparty.errors import ControlError
-from poolparty.pool import policy
-from poolparty.pool.child import LIVE_STATES, READY_STATES
-from poolparty.pool.policy import Cause, ChildView, Limits, Policy
-from poolparty.settings import Options
-from poolparty.stats import events, report
+from poolparty.pool.budget import Budget
+from poolparty.pool.policy import Cause
+from poolparty.pools import PoolConfig
+from poolparty.stats import report
 from poolparty.stats.history import History
-from poolparty.stats.notice import Notice
-from poolparty.stats.scoreboard import ChildWord, PoolWord, Scoreboard, SeatWord
+from poolparty.stats.scoreboard import SeatWord
 from poolparty.stats.utilization import Utilization
 
 if TYPE_CHECKING:
@@ -53,21 +51,10 @@ if TYPE_CHECKING:
 
 __all__ = ["PoolThread", "Seat"]
 
-MIN_CHILD_ROWS = 1024
-MAX_CHILD_ROWS = 1 << 17
-"""Rows for children on the scoreboard, whose size is fixed at the start: twice the maximum, since those that
-end count too, with room for a reload that raises it."""
-
 MIN_SEAT_ROWS = 128
-
-SPAWNS_A_TURN = 4
-"""Children started before other events have their turn."""
 
 QUICK_GRACE = 1.0
 """Seconds from SIGTERM to SIGKILL at a quick stop."""
-
-ROOM_PATIENCE = 5.0
-"""Seconds for which requests wait although the machine has no room for a child."""
 
 RESTART_SHARE = 0.1
 """The most that a load balancer is told to be free during a rolling restart."""
@@ -76,41 +63,30 @@ SPINNING = 1000
 """Turns in a row without an event after which something is wrong, and the loop slows down."""
 
 
-DEFAULT_POOL = "default"
-"""The name of the one pool there is."""
-
-
 class PoolThread:
-    """The pool. `on_failure` is called in the pool thread when it ends by a bug, `on_ready` at the first
-    ready child."""
+    """All pools of a server, as `configs` says. `on_failure` is called in the pool thread when it ends by a
+    bug, `on_ready` once requests find a child."""
 
     def __init__(
         self,
-        options: Options,
+        configs: Sequence[PoolConfig],
         cfg: Any,
         log: Any,
         on_failure: Callable[[], None] = lambda: None,
         on_ready: Callable[[], None] = lambda: None,
     ) -> None:
-        self.name = DEFAULT_POOL
-        self.pools = (self,)
-        self.options = options
+        self.options = options = configs[0].options  # the server's own, and those of the first pool
         self.lock = threading.RLock()
         self.relay = Relay(log)
         self.log = self.relay.log
-        wanted = 2 * (options.max_pool_size + options.worker_restart_surge) + 64
-        rows = min(max(wanted, MIN_CHILD_ROWS), MAX_CHILD_ROWS)
-        self.notice = Notice()
-        self.scoreboard = Scoreboard(seats=max(2 * cfg.workers + 32, MIN_SEAT_ROWS), children=rows)
-        self.policy = Policy(self._limits(options))
-        self.supervisor = Supervisor(self, Recipe.from_cfg(options, cfg), rows)
-        self.children = self.supervisor.children
-        self.counters = self.supervisor.counters
-        self.events = events.new_log()
         self.started_at = time.monotonic()
         self.selector = selectors.DefaultSelector()
-        self.lending = Lending(self)
+        seats = max(2 * cfg.workers + 32, MIN_SEAT_ROWS)
+        self.pools: tuple[Pool, ...] = ()
+        self.pools = tuple(Pool(self, number, config, seats) for number, config in enumerate(configs))
+        self.lending = Lending(self, seats)
         self.seats = self.lending.seats
+        self.stopping = False
         self.control = ControlServer(
             self, options.ctl_socket, self.log, uids=(cfg.uid,), group=options.ctl_socket_group
         )
@@ -118,45 +94,21 @@ class PoolThread:
         self.utilization = Utilization()
         self.history: History | None = None
         if options.admin_address is not None or options.admin_prefix is not None:
-            self.history = History([self.scoreboard], self.started_at)
-        self.slow_log = slowlog.SlowLog(self)
+            self.history = History([pool.scoreboard for pool in self.pools], self.started_at)
         self.listen_backlog: int | None = None  # as the arbiter saw it last, if enable_backlog_metric is set
         self.statsd: StatsdSender | None = None
         self.failure: BaseException | None = None
-        self.ready = options.min_pool_size == 0  # whether a child has ever been
+        self.ready = False  # whether there ever were children for all that have any
         self._on_failure, self._on_ready = on_failure, on_ready
         self._memory = sampling.Sampler()
+        self._memory_used = 0  # bytes, by all children, when they were last looked at
+        self._memory_due = 0.0
         self._wake_r, self._wake_w = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.selector.register(self._wake_r, selectors.EVENT_READ, self._on_wake)
         self._thread: threading.Thread | None = None
         self._closed = False
         self._aim_statsd(cfg)
-        _pools.add(self)
-
-    def _limits(self, options: Options) -> Limits:
-        size = options.max_pool_size
-        room = max(self.scoreboard.children // 2 - options.worker_restart_surge, 1)
-        if size > room:
-            size = room
-            self.log.warning(
-                "max_pool_size = %d: there is room for %d children since the start; restart for more",
-                options.max_pool_size,
-                size,
-            )
-        return Limits(
-            min_size=min(options.min_pool_size, size),
-            max_size=size,
-            spawn_timeout=options.worker_spawn_timeout,
-            restart_delay=options.worker_restart_delay,
-            attrition_delay=options.worker_attrition_delay,
-            spare=options.spare_workers,
-            surge=options.worker_restart_surge,
-            health_check_interval=options.worker_health_check_interval,
-            max_age=options.worker_max_age,
-            idle_timeout=options.worker_idle_timeout,
-            memory_limit=options.worker_memory_limit,
-            memory_kill=options.worker_memory_kill,
-        )
+        _servers.add(self)
 
     def _aim_statsd(self, cfg: Any) -> None:
         """Send figures to the statsd that the configuration names, if it names one."""
@@ -194,7 +146,10 @@ class PoolThread:
 
     def start(self) -> None:
         """Start the threads; the first children are started in the pool thread, by nobody else."""
-        self.supervisor.file_limit = _raise_file_limit()
+        file_limit = _raise_file_limit()
+        for pool in self.pools:
+            pool.supervisor.file_limit = file_limit
+        self._look_whether_ready()
         self.sweep_spool()
         self.relay.start()
         self._thread = threading.Thread(target=self._run, name="pool", daemon=True)
@@ -223,37 +178,47 @@ class PoolThread:
     def child_exited(self, pid: int) -> bool:
         """Called under the lock for a process that waits to be reaped: reaps it and returns True if it is a
         child."""
-        child = self.supervisor.by_pid.get(pid)
+        child = self._find_child(pid)
         if child is None:
             return False
-        self.supervisor.bury(child)
+        child.pool.supervisor.bury(child)
         self.wake()
         return True
 
-    def reload(self, options: Options, cfg: Any, done: Callable[[str | None], None]) -> None:
-        """Follow new options, and replace every child by one of the new command, directory and
-        environment."""
+    def reload(self, configs: Sequence[PoolConfig], cfg: Any, done: Callable[[str | None], None]) -> None:
+        """Follow new options, and replace every child by one of the new command, directory and environment.
+
+        configs: of the same pools in the same order, as `why_no_reload` has found.
+        """
         with self.lock:
-            self.options = options
-            self.supervisor.grace = options.worker_request_grace
-            self.policy.set_limits(self._limits(options))
-            self.supervisor.configured = Recipe.from_cfg(options, cfg)
+            self.options = configs[0].options
+            for pool, config in zip(self.pools, configs, strict=True):
+                pool.follow(config)
             self._aim_statsd(cfg)
             self.restart_workers(done, "the configuration was loaded again")
             self.wake()
+
+    def why_no_reload(self, configs: Sequence[PoolConfig]) -> str | None:
+        """Why these pools cannot take the place of those there are: whose they are is fixed at the start."""
+        names, new = ([one.name for one in several] for several in (self.pools, configs))
+        if names == new:
+            return None
+        return (
+            f"they are {', '.join(names)} since the start, not {', '.join(new)}; restart the server, "
+            "or upgrade it by SIGUSR2"
+        )
 
     def begin_stop(self, graceful: bool) -> None:
         """Tell every child to leave; seats that are left are taken as dead. May be called again to be
         quicker."""
         with self.lock:
             now = time.monotonic()
-            if not graceful:
-                self.supervisor.grace = min(self.supervisor.grace, QUICK_GRACE)
-                for child in self.children.values():
-                    if child.kill_at is not None:
-                        child.kill_at = min(child.kill_at, now + QUICK_GRACE)
-            if not self.policy.stopping:
-                self.policy.stopping = True
+            for pool in self.pools:
+                pool.policy.stopping = True
+                if not graceful:
+                    pool.supervisor.hurry(now + QUICK_GRACE, QUICK_GRACE)
+            if not self.stopping:
+                self.stopping = True
                 self.lending.close_all()
             self.wake()
 
@@ -275,17 +240,18 @@ class PoolThread:
     def describe(self) -> str:
         """How busy it is, for the process title: `pool default 3/8 busy`, and how many requests wait."""
         with self.lock:
-            busy, live, queued = self._load()
-        waiting = f", {queued} queued" if queued else ""
-        return f"pool {self.name} {busy}/{live} busy{waiting}"
+            loads = [(pool.name, *pool.load()) for pool in self.pools]
+        parts = (
+            f"{name} {busy}/{live} busy" + (f" {queued} queued" if queued else "")
+            for name, busy, live, queued in loads
+        )
+        return f"pool{'s' if len(loads) > 1 else ''} {', '.join(parts)}"
 
     def _load(self) -> tuple[int, int, int]:
-        """How many children run a request, how many live, how many requests wait."""
-        words = self.scoreboard.words
-        live = [child for child in self.children.values() if child.state in LIVE_STATES]
-        busy = sum(not self.scoreboard.child_is_idle(child.slot) for child in live)
-        bases = [self.scoreboard.seat_base(seat) for seat in self.seats]
-        return busy, len(live), sum(words[base + SeatWord.QUEUED] for base in bases)
+        """How many children run a request, how many live, how many requests wait, in all pools."""
+        loads = [pool.load() for pool in self.pools]
+        busy, live, queued = (sum(column) for column in zip(*loads, strict=True))
+        return busy, live, queued
 
     def wake(self) -> None:
         """Have the loop take a turn. Any thread, and signal handlers."""
@@ -297,33 +263,48 @@ class PoolThread:
     def stats(self) -> dict[str, Any]:
         return report.snapshot(self)
 
+    def pool_named(self, name: str) -> Pool:
+        """ControlError: there is no such pool."""
+        for pool in self.pools:
+            if pool.name == name:
+                return pool
+        raise ControlError(f"there is no pool {name}; there are: {self._names}")
+
+    @property
+    def _names(self) -> str:
+        return ", ".join(pool.name for pool in self.pools)
+
+    def _only_pool(self, name: str | None) -> Pool:
+        """The pool of that name; without one the only one there is."""
+        if name is not None:
+            return self.pool_named(name)
+        if len(self.pools) > 1:
+            raise ControlError(f"there are several pools, so name one: {self._names}")
+        return self.pools[0]
+
     def spawn_workers(self, count: int, pool: str | None = None) -> None:
-        self._check(pool)
-        self.policy.grow(count)
+        """Aim at more children in a pool. ControlError: it is not clear in which."""
+        self._only_pool(pool).policy.grow(count)
         self.wake()
 
     def remove_workers(self, count: int, pool: str | None = None) -> None:
-        self._check(pool)
-        self.policy.shrink(count)
+        """Aim at fewer children in a pool. ControlError: it is not clear in which."""
+        self._only_pool(pool).policy.shrink(count)
         self.wake()
 
-    def _check(self, pool: str | None) -> None:
-        if pool not in (None, self.name):
-            raise ControlError(f"there is no pool {pool!r}; there are: {self.name}")
-
     def restart_workers(self, done: Callable[[str | None], None], why: str, pool: str | None = None) -> None:
-        """Replace all children one by one; done(None) once the last old one has gone, done(error) if that
-        failed.
+        """Replace all children of a pool, or of all pools, one by one; done(None) once the last old one has
+        gone, done(error) if that failed. ControlError: there is no such pool.
 
         why: what the restart is for, as a clause.
         """
-        self._check(pool)
-        if self.policy.stopping:
+        pools = self.pools if pool is None else (self.pool_named(pool),)
+        if self.stopping:
             done("the server is stopping")
             return
-        self.log.info("%s", children.logfmt("restarting workers", reason=why))
-        self.tell("restart", f"restarting all workers: {why}")
-        self.supervisor.begin_restart(done)
+        restarts = _Restarts(len(pools), done)
+        for one in pools:
+            one.restart(restarts.of(one.name), why)
         self.wake()
 
     def drain_worker(self, pid: int) -> None:
@@ -333,34 +314,53 @@ class PoolThread:
 
     def kill_worker(self, pid: int) -> None:
         """End a child at once, whatever it runs. ControlError: there is no such child."""
-        self.supervisor.kill_now(self._child_of(pid), Cause.KILLED)
+        child = self._child_of(pid)
+        child.pool.supervisor.kill_now(child, Cause.KILLED)
         self.wake()
 
     def dump_worker(self, pid: int) -> str:
         """What a child does at this moment, as lines. ControlError: there is no such child."""
-        return slowlog.dump(self, self._child_of(pid), time.monotonic())
+        return slowlog.dump(self._child_of(pid), time.monotonic())
+
+    def _find_child(self, pid: int) -> Child | None:
+        found = (pool.supervisor.by_pid.get(pid) for pool in self.pools)
+        return next((child for child in found if child is not None), None)
 
     def _child_of(self, pid: int) -> Child:
-        by_pid = self.supervisor.by_pid
-        child = by_pid.get(pid)
+        child = self._find_child(pid)
         if child is None:
-            known = " ".join(map(str, sorted(by_pid))) or "none"
+            pids = sorted(pid for pool in self.pools for pid in pool.supervisor.by_pid)
+            known = " ".join(map(str, pids)) or "none"
             raise ControlError(f"no worker has the pid {pid}; there are: {known}")
         return child
 
     def why_not_ready(self, pool: str | None = None) -> str | None:
-        """Why a request would find no child; None: one is ready, or can be started for it."""
-        self._check(pool)
-        if self.policy.stopping:
+        """Why a request to a pool would find no child; None: one is ready, or can be started for it.
+        ControlError: there is no such pool.
+
+        pool: None for all. Those whose children fail are then left out as long as another one serves: it is
+        no reason to send the others' requests elsewhere.
+        """
+        pools = self.pools if pool is None else (self.pool_named(pool),)
+        if self.stopping:
             return "the server is stopping"
         if all(self._draining()):
             return "no HTTP worker serves"
-        if any(child.state in READY_STATES for child in self.children.values()):
+        reasons = {one: one.why_not_ready() for one in pools}
+        if not any(reasons.values()):
             return None
-        if self.policy.failures:
-            failed = [event.text for event in self.events if event.kind in ("death", "end", "failure")]
-            return "no worker is ready" + (f"; the last one: {failed[-1]}" if failed else "")
-        return None if self.options.min_pool_size == 0 else "no worker is ready yet"
+        starting = [one for one in pools if one.starting]
+        if not starting and not all(reasons.values()):
+            return None
+        one = (starting or [one for one in pools if reasons[one]])[0]
+        return f"pool {one.name}: {reasons[one]}" if len(pools) > 1 else reasons[one]
+
+    def _look_whether_ready(self) -> None:
+        if not self.ready:
+            reasons = [pool.why_not_ready() for pool in self.pools]
+            if None in reasons and not any(pool.starting for pool in self.pools):
+                self.ready = True
+                self._on_ready()
 
     def capacity(self) -> tuple[str | None, float]:
         """For a load balancer: `down` or `drain` if it is to send nothing new, and the share of children that
@@ -370,41 +370,28 @@ class PoolThread:
         at once a balancer would be left without any. The load goes elsewhere by weight, if it can.
         """
         draining = self._draining()
-        if self.policy.stopping or (draining and all(draining)):
+        if self.stopping or (draining and all(draining)):
             return "drain", 0.0  # not `down`: what it runs it still answers
         if self.why_not_ready() is not None:
             return "down", 0.0
-        most = self.options.max_pool_size
+        most = sum(pool.options.max_pool_size for pool in self.pools)
+        most = min(most, self.options.total_pool_size or most)
         free = max(most - self._utilization(), 0.0) / most
-        return None, min(free, RESTART_SHARE) if self.policy.restarting else free
+        restarting = any(pool.policy.restarting for pool in self.pools)
+        return None, min(free, RESTART_SHARE) if restarting else free
 
     def _utilization(self) -> float:
         """How many children were busy on average since the load balancer asked before."""
         now = time.monotonic()
-        live = (child.slot for child in self.children.values() if child.state in LIVE_STATES)
-        since = [running[0] for slot in live if (running := self.scoreboard.runs(slot)) is not None]
-        spent = self.scoreboard.distributions()["service"].sum
-        return self.utilization.look(now, spent, sum(now - started for started in since), len(since))
+        figures = [pool.busy_seconds(now) for pool in self.pools]
+        spent, running, busy = (sum(column) for column in zip(*figures, strict=True))
+        return self.utilization.look(now, spent, running, int(busy))
 
     def _draining(self) -> list[bool]:
         """Of each HTTP worker that has booted, whether it takes no new connections."""
-        bases = (self.scoreboard.seat_base(seat.id) for seat in self.seats.values() if seat.booted)
-        return [bool(self.scoreboard.words[base + SeatWord.DRAINING]) for base in bases]
-
-    def tell(self, kind: str, text: str, pid: int | None = None) -> None:
-        """Note an event, for `events` and the status page."""
-        self.events.append(events.Event(round(time.time(), 3), kind, text, pid))
-
-    def told_ready(self) -> None:
-        """A child is ready."""
-        if not self.ready:
-            self.ready = True
-            self._on_ready()
-
-    @property
-    def restart_error(self) -> str | None:
-        """Why the children are not those of the last restart asked for."""
-        return self.supervisor.restart_error
+        board = self.pools[0].scoreboard
+        bases = (board.seat_base(seat.id) for seat in self.seats.values() if seat.booted)
+        return [bool(board.words[base + SeatWord.DRAINING]) for base in bases]
 
     # --- the loop ------------------------------------------------------------------------------------------
 
@@ -421,7 +408,7 @@ class PoolThread:
     def _loop(self) -> None:
         turns = 0
         timeout: float | None = 0.0
-        while not (self.policy.stopping and not self.children):
+        while not (self.stopping and not any(pool.children for pool in self.pools)):
             self.lock.release()
             try:
                 ready = self.selector.select(timeout)
@@ -443,23 +430,21 @@ class PoolThread:
             self.statsd.send()
 
     def _turn(self) -> float | None:
-        """Look after what is due and carry out one decision. Returns how long to wait for the next event."""
+        """Look after what is due and give each pool its turn. Returns how long to wait for the next event."""
         now = time.monotonic()
-        supervisor = self.supervisor
-        wake = supervisor.watch_handshakes(now)
-        wake = earlier(wake, supervisor.watch_endings(now))
-        wake = earlier(wake, self.lending.watch(now))
-        views = self._child_views(now)
-        decision = self.policy.decide(now, views, self.lending.views(now))
-        self._tell_whether_down(views, now)
-        if self._measures_memory and self.children:
-            wake = earlier(wake, now + sampling.SAMPLE_INTERVAL)
-        acted = self._act(decision, now)
-        supervisor.finish_restarts()
+        self.lending.retry_at = None
+        wake = earlier(self.lending.watch(now), self._look_at_memory(now))
+        policies = [pool.policy for pool in self.pools]
+        acted = False
+        for pool in self.pools:
+            self._budget.allot(pool.policy, policies, self._memory_used)
+            did, due = pool.turn(now)
+            acted |= did
+            wake = earlier(wake, due)
+        self._look_whether_ready()
         if acted:
             return 0.0
-        wake = earlier(earlier(wake, decision.wake), self.lending.retry_at)
-        wake = earlier(wake, self.slow_log.watch(now))
+        wake = earlier(wake, self.lending.retry_at)
         if self.history is not None:
             if now >= self.history.due:
                 self.history.sample(now, *self._load())
@@ -473,80 +458,26 @@ class PoolThread:
             wake = earlier(wake, server.deadline())
         return None if wake is None else max(wake - time.monotonic(), 0.0)
 
-    def _act(self, decision: policy.Decision, now: float) -> bool:
-        """Carry actions out, each if it is still possible: whether any changed something."""
-        acted = refused = False
-        spawns = 0
-        for action in decision.actions:
-            if isinstance(action, policy.Spawn):
-                spawns += 1
-                if spawns > SPAWNS_A_TURN or refused:
-                    continue
-                started = self.counters["spawns"]
-                acted |= self.supervisor.spawn(action.generation, now)
-                # What refuses one refuses the others too: it is one failure, and one step of the back-off.
-                refused = self.counters["spawns"] == started
-                continue
-            child = self.children.get(action.child)
-            if child is None:
-                continue
-            match action:
-                case policy.Lend(_, seat):
-                    acted |= self.lending.lend(child, seat, now)
-                case policy.Recall():
-                    acted |= self.lending.recall(child, now)
-                case policy.End(_, cause):
-                    acted |= self.supervisor.end(child, cause)
-                case policy.Check():
-                    acted |= self.supervisor.check(child, now)
-                case policy.Kill(_, cause):
-                    acted |= self.supervisor.kill_now(child, cause)
-        return acted
-
     @property
-    def _measures_memory(self) -> bool:
-        return bool(self.options.worker_memory_limit or self.options.worker_memory_kill)
+    def _budget(self) -> Budget:
+        return Budget(self.options.total_pool_size, self.options.total_memory_limit)
 
-    def _tell_whether_down(self, views: list[ChildView], now: float) -> None:
-        """While the children die before they are ready, and none is left that serves, requests are not to
-        wait. Where only the machine has no room for one, they wait for a while."""
-        down = self.policy.failures > 1 and not any(view.state in LIVE_STATES for view in views)
-        since = self.supervisor.no_room_since
-        if since is not None and now < since + ROOM_PATIENCE:
-            down = False
-        self.scoreboard.words[self.scoreboard.pool_base + PoolWord.DOWN] = int(down)
-
-    def _child_views(self, now: float) -> list[ChildView]:
-        words, times = self.scoreboard.words, self.scoreboard.times
-        usage: dict[int, sampling.Usage] = {}
-        if self._measures_memory:
-            usage = self._memory.sample(list(self.supervisor.by_pid))
-        views = []
-        for child in self.children.values():
-            base = self.scoreboard.child_base(child.slot)
-            started = times[base + ChildWord.STARTED]
-            answered = words[base + ChildWord.ANSWERED]  # before SENT: see Scoreboard.child_is_idle
-            ready_at = child.ready_at or child.spawned_at
-            if child.pid in usage:
-                child.rss = usage[child.pid].rss
-            views.append(
-                ChildView(
-                    id=child.id,
-                    state=child.state,
-                    generation=child.generation,
-                    seat=child.seat,
-                    busy=answered != words[base + ChildWord.SENT],
-                    served=answered > 0,
-                    last_used=max(ready_at, started),
-                    checked=child.checked,
-                    spawned=child.spawned_at,
-                    requests=answered,
-                    max_requests=words[base + ChildWord.MAX_REQUESTS],
-                    rss=child.rss,
-                    drain=child.drain,
-                )
-            )
-        return views
+    def _look_at_memory(self, now: float) -> float | None:
+        """Measure what the children use, where somebody wants to know. Returns when to look again."""
+        watched = [pool for pool in self.pools if pool.measures_memory or self.options.total_memory_limit]
+        if not any(pool.children for pool in watched):
+            return None
+        if now < self._memory_due:
+            return self._memory_due
+        self._memory_due = now + sampling.SAMPLE_INTERVAL
+        usage = self._memory.sample([pid for pool in watched for pid in pool.supervisor.by_pid])
+        self._memory_used = sum(pool.note_memory(usage) for pool in watched)
+        if self.options.total_memory_limit and self._budget.exceeded(self._memory_used):
+            idle = [pool.idle_children() for pool in self.pools]
+            leaner = self._budget.give_up([pool.policy for pool in self.pools], idle)
+            if leaner is not None:
+                leaner.shrink(1)
+        return self._memory_due
 
     def _on_wake(self, mask: int) -> None:
         try:
@@ -563,16 +494,11 @@ class PoolThread:
             if self._closed:
                 return
             self._closed = True
-            for child in list(self.children.values()):
-                child.signal(signal.SIGKILL)
-            for child in list(self.children.values()):
-                child.reap()
-                child.close()
-                child.close_pidfd()
-                self.relay.finish(child.output)
-            self.children.clear()
+            for pool in self.pools:
+                pool.supervisor.close()
             self.lending.close_all()
-            self.supervisor.tell_restarts("the server is stopping")
+            for pool in self.pools:
+                pool.supervisor.tell_restarts("the server is stopping")
             self.control.close()
             self.admin.close()
             if self.statsd is not None:
@@ -582,7 +508,7 @@ class PoolThread:
             os.close(self._wake_w)
             self._wake_r = self._wake_w = -1
         self.relay.stop()
-        _pools.discard(self)
+        _servers.discard(self)
 
     def close_in_worker(self) -> None:
         """In a forked HTTP worker, whose copy of all this is of no use: close every descriptor.
@@ -598,14 +524,12 @@ class PoolThread:
             self.statsd.close()
         self.lending.close_in_worker()
         numbers = [self._wake_r, self._wake_w, *self.relay.fds()]
-        for child in self.children.values():
-            numbers += child.fds()
-            child.process.returncode = 0  # not a process of this one's: Popen has nothing to wait for
+        for pool in self.pools:
+            numbers += pool.supervisor.forget_children()
         for number in numbers:
             os.close(number)
         self.selector.close()
-        self.children.clear()
-        _pools.discard(self)
+        _servers.discard(self)
 
 
 def _raise_file_limit() -> int | None:
@@ -621,31 +545,53 @@ def _raise_file_limit() -> int | None:
     return soft
 
 
+class _Restarts:
+    """Several pools' restarts as one: told of once, when the last has ended."""
+
+    def __init__(self, count: int, done: Callable[[str | None], None]) -> None:
+        self._left = count
+        self._several = count > 1
+        self._errors: list[str] = []
+        self._done = done
+
+    def of(self, name: str) -> Callable[[str | None], None]:
+        """What to call when this pool's restart has ended."""
+
+        def done(error: str | None) -> None:
+            self._left -= 1
+            if error is not None:
+                self._errors.append(f"pool {name}: {error}" if self._several else error)
+            if not self._left:
+                self._done("; ".join(self._errors) or None)
+
+        return done
+
+
 # --- forks of the main thread ------------------------------------------------------------------------------
 
-_pools: weakref.WeakSet[PoolThread] = weakref.WeakSet()
+_servers: weakref.WeakSet[PoolThread] = weakref.WeakSet()
 _held: list[PoolThread] = []
 
 
 def _before_fork() -> None:
-    for pool in list(_pools):
-        pool.lock.acquire()
-        pool.relay.hold()
-        _held.append(pool)
+    for server in list(_servers):
+        server.lock.acquire()
+        server.relay.hold()
+        _held.append(server)
 
 
 def _after_fork() -> None:
     while _held:
-        pool = _held.pop()
-        pool.relay.resume()
-        pool.lock.release()
+        server = _held.pop()
+        server.relay.resume()
+        server.lock.release()
 
 
 def _after_fork_in_child() -> None:
-    pools = list(_held)
+    servers = list(_held)
     _after_fork()
-    for pool in pools:
-        pool.close_in_worker()
+    for server in servers:
+        server.close_in_worker()
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child)

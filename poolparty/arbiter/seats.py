@@ -18,7 +18,7 @@ import selectors
 import signal
 import socket
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from poolparty.arbiter.children import Child
 from poolparty.pool.child import Event, State
@@ -28,7 +28,11 @@ from poolparty.stats.scoreboard import COUNTER_INDEX, ChildWord, SeatWord
 from poolparty.wire import seat as wire
 
 if TYPE_CHECKING:
+    from poolparty.arbiter.pool import Pool
     from poolparty.arbiter.pool_thread import PoolThread
+    from poolparty.pools import PoolConfig
+    from poolparty.stats.notice import Notice
+    from poolparty.stats.scoreboard import Scoreboard
 
 RETRY = 0.010
 """Seconds until a LEND or RECALL that the channel had no room for is tried again, and until a seat that
@@ -53,28 +57,39 @@ FAULTS = frozenset((wire.Reason.BROKEN, wire.Reason.TIMED_OUT, wire.Reason.STREA
 """Reasons of a RETURN for which the child had a request, as a rule, that has come to nothing."""
 
 
+class Share(NamedTuple):
+    """What an HTTP worker has of a pool. Its seat has the same row on the scoreboards of all."""
+
+    config: PoolConfig
+    scoreboard: Scoreboard
+    notice: Notice
+
+
 class Seat:
     """An HTTP worker's place. Made in the arbiter before the fork; afterwards each process has its own end of
-    it."""
+    it.
 
-    def __init__(self, pool: PoolThread, row: int) -> None:
+    `scoreboard` is the first pool's: what is of the HTTP worker itself, or of connections, stands only there.
+    """
+
+    def __init__(self, thread: PoolThread, row: int) -> None:
         self.id = row
-        self.scoreboard = pool.scoreboard
-        self.notice = pool.notice
+        self.pools = tuple(pool.share for pool in thread.pools)
+        self.scoreboard = self.pools[0].scoreboard
         self.arbiter_end, self.worker_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.arbiter_end.setblocking(False)
         self.worker_end.setblocking(False)
         self.admin_end: socket.socket | None = None  # the HTTP worker's end of its channel to the admin pages
-        if pool.options.admin_prefix is not None:
+        if thread.options.admin_prefix is not None:
             ours, self.admin_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
             for end in (ours, self.admin_end):
                 end.setblocking(False)
-            pool.admin.adopt(ours)
+            thread.admin.adopt(ours)
         self.pid: int | None = None
         self.opened_at = time.monotonic()
         # Of use in the arbiter only:
         self.leases: dict[int, Child] = {}
-        self.lost: dict[int, tuple[int, int]] = {}  # leases of children that have died: row and pid
+        self.lost: dict[int, Child] = {}  # leases of children that have died, whose rows are not free yet
         self.closed_at: float | None = None  # its channel is at its end, its process perhaps not
         self.killed = False
         self.refused_until = 0.0
@@ -125,27 +140,28 @@ class Lending:
     """All seats. What it needs of the pool: to end a child, to look at its fd 3 while nobody has it, to free
     its row."""
 
-    def __init__(self, pool: PoolThread) -> None:
+    def __init__(self, thread: PoolThread, rows: int) -> None:
+        """rows: how many each scoreboard has for seats."""
         self.seats: dict[int, Seat] = {}
         self.retry_at: float | None = None  # when something that could not be done now may go
-        self._pool = pool
-        self._board = pool.scoreboard
-        self._free = list(range(self._board.seats - 1, -1, -1))
+        self._thread = thread
+        self._rows = rows
+        self._free = list(range(rows - 1, -1, -1))
         self._last_lease = 0
 
-    def views(self, now: float) -> list[SeatView]:
-        """The seats as the policy sees them."""
-        self.retry_at = None
+    def views(self, pool: Pool, now: float) -> list[SeatView]:
+        """The seats as a pool's policy sees them."""
+        board = pool.scoreboard
         views = []
         for seat in self.seats.values():
             if seat.closed_at is not None:
                 continue
-            base = self._board.seat_base(seat.id)
-            queued = self._board.words[base + SeatWord.QUEUED]
+            base = board.seat_base(seat.id)
+            queued = board.words[base + SeatWord.QUEUED]
             if queued and now < seat.refused_until:
                 self.retry_at = earlier(self.retry_at, seat.refused_until)
                 queued = 0
-            views.append(SeatView(seat.id, queued, self._board.times[base + SeatWord.OLDEST] or now))
+            views.append(SeatView(seat.id, queued, board.times[base + SeatWord.OLDEST] or now))
         return views
 
     # --- a seat's life -------------------------------------------------------------------------------------
@@ -153,11 +169,11 @@ class Lending:
     def open(self) -> Seat:
         """A new seat. OSError: no row or no descriptor is left."""
         if not self._free:
-            raise OSError(f"all {self._board.seats} places for HTTP workers are taken; a restart makes more")
-        seat = Seat(self._pool, self._free[-1])
+            raise OSError(f"all {self._rows} places for HTTP workers are taken; a restart makes more")
+        seat = Seat(self._thread, self._free[-1])
         self._free.pop()
         self.seats[seat.id] = seat
-        self._pool.selector.register(
+        self._thread.selector.register(
             seat.arbiter_end, selectors.EVENT_READ, functools.partial(self._on_packets, seat)
         )
         return seat
@@ -198,7 +214,7 @@ class Lending:
                 self._finish(seat)
                 continue
             if seat.leases and not seat.killed and now >= seat.closed_at + EXIT_GRACE:
-                self._pool.log.error(
+                self._thread.log.error(
                     "HTTP worker (pid:%s) lives on without its channel and is killed", seat.pid
                 )
                 seat.kill()
@@ -209,7 +225,7 @@ class Lending:
         """No more is to come from it. Its children and its row stay its own until its process has ended."""
         if seat.closed_at is None:
             seat.closed_at = time.monotonic()
-            self._pool.selector.unregister(seat.arbiter_end)
+            self._thread.selector.unregister(seat.arbiter_end)
             seat.arbiter_end.close()
 
     def _finish(self, seat: Seat) -> None:
@@ -217,24 +233,25 @@ class Lending:
         unknown."""
         for child in list(seat.leases.values()):
             self.take_back(child)
-            if self._board.child_is_idle(child.slot):
+            if child.pool.scoreboard.child_is_idle(child.slot):
                 self._idle_again(child)
             else:
-                self._pool.supervisor.end(child, Cause.LESSEE_DIED)
-        for slot, _ in seat.lost.values():
-            self._pool.supervisor.free_row(slot)
+                child.pool.supervisor.end(child, Cause.LESSEE_DIED)
+        for child in seat.lost.values():
+            child.pool.supervisor.free_row(child.slot)
         seat.lost.clear()
         _ = seat.booted  # looked at a last time before the row is made new
-        base = self._board.seat_base(seat.id)
-        seat.answered = any(self._board.words[base + COUNTER_INDEX[name]] for name in OUTCOMES)
-        self._board.retire_seat(seat.id)
+        for pool in self._thread.pools:
+            board, base = pool.scoreboard, pool.scoreboard.seat_base(seat.id)
+            seat.answered |= any(board.words[base + COUNTER_INDEX[name]] for name in OUTCOMES)
+            board.retire_seat(seat.id)
         del self.seats[seat.id]
         self._free.append(seat.id)
-        self._pool.sweep_spool()
+        self._thread.sweep_spool()
 
     def _distrust(self, seat: Seat, why: str) -> None:
         """Whatever it holds cannot be had back from a process that talks nonsense: it has to end first."""
-        self._pool.log.error("HTTP worker (pid:%s): %s; it is ended", seat.pid, why)
+        self._thread.log.error("HTTP worker (pid:%s): %s; it is ended", seat.pid, why)
         seat.kill()  # before its channel is closed, from which it would take the arbiter to be dead
         self._close(seat)
 
@@ -246,17 +263,19 @@ class Lending:
         if child.state is not State.IDLE or seat is None or seat.closed_at is not None:
             return False
         if not child.silent():
-            self._pool.supervisor.end(
+            child.pool.supervisor.end(
                 child, Cause.BROKEN, "it wrote to fd 3, or closed it, while nothing was asked of it"
             )
             return True
-        features = self._board.child_base(child.slot) + ChildWord.FEATURES
-        self._board.words[features] = child.features or 0
+        board = child.pool.scoreboard
+        board.words[board.child_base(child.slot) + ChildWord.FEATURES] = child.features or 0
         self._last_lease += 1
-        packet = wire.encode(wire.Lend(self._last_lease, child.slot, child.pid))
+        packet = wire.encode(
+            wire.Lend(lease=self._last_lease, slot=child.slot, pid=child.pid, pool=child.pool.number)
+        )
         if not self._send(seat, packet, (child.stdin, child.fd3), now):
             return False
-        self._pool.supervisor.unwatch(child)
+        child.pool.supervisor.unwatch(child)
         child.move(Event.LEND)
         child.seat, child.lease = seat.id, self._last_lease
         seat.leases[self._last_lease] = child
@@ -284,7 +303,7 @@ class Lending:
             return False
         seat = self.seats[child.seat]
         del seat.leases[child.lease]
-        seat.lost[child.lease] = (child.slot, child.pid)
+        seat.lost[child.lease] = child
         return True
 
     def _send(self, seat: Seat, packet: bytes, fds: tuple[int, ...], now: float) -> bool:
@@ -332,38 +351,37 @@ class Lending:
     def _returned(self, seat: Seat, lease: int, reason: wire.Reason) -> None:
         lost = seat.lost.pop(lease, None)
         if lost is not None:
-            slot, pid = lost
-            self._pool.supervisor.tell_lost_request(slot, pid)
-            self._pool.supervisor.free_row(slot)
+            lost.pool.supervisor.tell_lost_request(lost)
+            lost.pool.supervisor.free_row(lost.slot)
         child = seat.leases.get(lease)
         if child is None:
             return
         if reason in FAULTS:
-            self._pool.supervisor.tell_lost_request(child.slot, child.pid)
+            child.pool.supervisor.tell_lost_request(child)
         self.take_back(child)
         match reason:
             case wire.Reason.IDLE:
-                if not self._board.child_is_idle(child.slot):
-                    self._pool.supervisor.end(
+                if not child.pool.scoreboard.child_is_idle(child.slot):
+                    child.pool.supervisor.end(
                         child, Cause.BROKEN, "it was given back with a request unanswered"
                     )
                     return
             case wire.Reason.REFUSED:
                 seat.refused_until = time.monotonic() + RETRY
             case wire.Reason.BROKEN:
-                self._pool.supervisor.end(child, Cause.BROKEN)
+                child.pool.supervisor.end(child, Cause.BROKEN)
                 return
             case wire.Reason.TIMED_OUT:
-                self._pool.supervisor.end(child, Cause.REQUEST_TIMEOUT)
+                child.pool.supervisor.end(child, Cause.REQUEST_TIMEOUT)
                 return
             case wire.Reason.STREAM_CANCELLED:
-                self._pool.supervisor.end(child, Cause.STREAM_CANCEL)
+                child.pool.supervisor.end(child, Cause.STREAM_CANCEL)
                 return
         self._idle_again(child)
 
     def _idle_again(self, child: Child) -> None:
         child.move(Event.RETURN)
-        self._pool.supervisor.watch(child)
+        child.pool.supervisor.watch(child)
 
 
 def earlier(one: float | None, other: float | None) -> float | None:

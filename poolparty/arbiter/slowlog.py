@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from poolparty.arbiter.children import Child, logfmt
+from poolparty.arbiter.relay import RelayLog
 from poolparty.pool.child import READY_STATES
 from poolparty.stats.report import running
 from poolparty.stats.scoreboard import ChildWord
 from poolparty.wire.features import Feature
 
 if TYPE_CHECKING:
-    from poolparty.arbiter.pool_thread import PoolThread
+    from poolparty.arbiter.pool import Pool
 
 MIN_POLL, MAX_POLL = 0.05, 0.5
 """Seconds between two looks at what the children run: a quarter of slowlog_timeout, within these."""
@@ -89,11 +90,11 @@ def ask_for_stack(child: Child) -> bool:
     return True
 
 
-def dump(pool: PoolThread, child: Child, now: float) -> str:
+def dump(child: Child, now: float) -> str:
     """What a child does at this moment, as lines; its script's own stack goes to the log."""
-    words: dict[str, object] = {"worker_pid": child.pid, "state": child.state.value}
+    words: dict[str, object] = {"worker_pid": child.pid, **child.pool.label, "state": child.state.value}
     words["age"] = f"{now - child.spawned_at:.1f}s"
-    runs = running(pool.scoreboard, child.slot, now)
+    runs = running(child.pool.scoreboard, child.slot, now)
     sight = look(child.pid)
     lines = [logfmt("worker", **words), logfmt("process", **sight.words())]
     if runs is None:
@@ -118,10 +119,11 @@ def request_words(runs: dict[str, Any]) -> dict[str, object]:
 
 
 class SlowLog:
-    """Looks for requests beyond slowlog_timeout."""
+    """Looks for a pool's requests beyond slowlog_timeout."""
 
-    def __init__(self, pool: PoolThread) -> None:
+    def __init__(self, pool: Pool, log: RelayLog) -> None:
         self._pool = pool
+        self._log_to = log
         self._next = 0.0
         # For each child: which of its requests was seen, when, with how much processor time, and whether
         # that is logged.
@@ -156,12 +158,12 @@ class SlowLog:
 
     def _log(self, child: Child, runs: dict[str, Any], before: _Seen, now: float) -> None:
         sight = look(child.pid)
-        words: dict[str, object] = {"worker_pid": child.pid, **request_words(runs)}
+        words: dict[str, object] = {"worker_pid": child.pid, **self._pool.label, **request_words(runs)}
         if sight.cpu_seconds is not None and before.cpu_seconds is not None:
             used = max(sight.cpu_seconds - before.cpu_seconds, 0.0)
             words["cpu"] = f"{used:.2f}s of the last {now - before.at:.2f}s"
         words |= sight.words()
-        self._pool.log.warning("%s", logfmt("slow request", **words))
+        self._log_to.warning("%s", logfmt("slow request", **words))
         ask_for_stack(child)
 
 

@@ -27,6 +27,7 @@ from poolparty.stats import report
 from poolparty.stats.scoreboard import ChildWord
 
 if TYPE_CHECKING:
+    from poolparty.arbiter.pool import Pool
     from poolparty.arbiter.pool_thread import PoolThread
 
 BOOT_POLL = 0.003
@@ -42,8 +43,9 @@ OUT_OF_ROOM = frozenset((errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)
 class Supervisor:
     """The children of one pool."""
 
-    def __init__(self, pool: PoolThread, recipe: Recipe, rows: int) -> None:
+    def __init__(self, thread: PoolThread, pool: Pool, recipe: Recipe, rows: int) -> None:
         """rows: how many the scoreboard has for children."""
+        self._thread = thread
         self._pool = pool
         self._policy = pool.policy
         self._board = pool.scoreboard
@@ -109,9 +111,13 @@ class Supervisor:
                 self.no_room_since = now
             delay = self._policy.spawn_failed(now)
             words = children.logfmt(
-                "a worker could not be started", error=error, command=recipe, next_try_in=f"{delay:g}s"
+                "a worker could not be started",
+                **self._pool.label,
+                error=error,
+                command=recipe,
+                next_try_in=f"{delay:g}s",
             )
-            self._pool.log.error("%s", words)
+            self._thread.log.error("%s", words)
             self._pool.tell("failure", f"a worker could not be started: {error}")
             if generation == self._policy.generation:
                 self._pool.notice.publish(f"the new worker could not be started: {error}")
@@ -125,6 +131,7 @@ class Supervisor:
         self._board.words[row + ChildWord.PID] = process.popen.pid
         self._board.words[row + ChildWord.MAX_REQUESTS] = self._max_requests()
         child = Child(
+            pool=self._pool,
             id=self._last_child,
             pid=process.popen.pid,
             slot=slot,
@@ -133,7 +140,7 @@ class Supervisor:
             process=process.popen,
             stdin=process.stdin,
             fd3=process.fd3,
-            output=self._pool.relay.attach(process.popen.pid, process.output),
+            output=self._thread.relay.attach(process.popen.pid, process.output),
             pidfd=process.pidfd,
             spawned_at=now,
         )
@@ -143,9 +150,9 @@ class Supervisor:
         if self._owed:
             self._owed -= 1
             self.counters["restarts"] += 1
-        self._pool.log.info("%s", children.spawned(child))
+        self._thread.log.info("%s", children.spawned(child, self._pool.label))
         if child.pidfd >= 0:
-            self._pool.selector.register(
+            self._thread.selector.register(
                 child.pidfd, selectors.EVENT_READ, functools.partial(self._on_exit, child)
             )
         child.ask(now)
@@ -159,11 +166,13 @@ class Supervisor:
 
     def watch(self, child: Child) -> None:
         """Look at fd 3 while the arbiter holds the child."""
-        self._pool.selector.register(child.fd3, selectors.EVENT_READ, functools.partial(self._on_fd3, child))
+        self._thread.selector.register(
+            child.fd3, selectors.EVENT_READ, functools.partial(self._on_fd3, child)
+        )
 
     def unwatch(self, child: Child) -> None:
-        if child.fd3 >= 0 and child.fd3 in self._pool.selector.get_map():
-            self._pool.selector.unregister(child.fd3)
+        if child.fd3 >= 0 and child.fd3 in self._thread.selector.get_map():
+            self._thread.selector.unregister(child.fd3)
 
     def _on_fd3(self, child: Child, mask: int) -> None:
         if child.state is State.IDLE:
@@ -212,7 +221,6 @@ class Supervisor:
         child.ready_at = child.checked = now
         self._proven = child.recipe
         self._pool.notice.publish("")
-        self._pool.told_ready()
         return True
 
     def check(self, child: Child, now: float) -> bool:
@@ -230,7 +238,7 @@ class Supervisor:
             return False
         now = time.monotonic()
         self.unwatch(child)
-        self._pool.lending.take_back(child)
+        self._thread.lending.take_back(child)
         child.move(Event.END)
         child.cause = child.cause or cause
         child.complaint = complaint
@@ -265,6 +273,33 @@ class Supervisor:
         child.signal(signal.SIGKILL)
         child.close()
 
+    def hurry(self, deadline: float, grace: float) -> None:
+        """Who leaves is killed by then (time.monotonic()), whoever leaves later after so many seconds."""
+        self.grace = min(self.grace, grace)
+        for child in self.children.values():
+            if child.kill_at is not None:
+                child.kill_at = min(child.kill_at, deadline)
+
+    def close(self) -> None:
+        """End and reap whatever is left, at once: after the pool thread's end."""
+        for child in self.children.values():
+            child.signal(signal.SIGKILL)
+        for child in self.children.values():
+            child.reap()
+            child.close()
+            child.close_pidfd()
+            self._thread.relay.finish(child.output)
+        self.children.clear()
+
+    def forget_children(self) -> list[int]:
+        """In a forked HTTP worker, which has nothing to do with them: descriptors to be closed."""
+        numbers = []
+        for child in self.children.values():
+            numbers += child.fds()
+            child.process.returncode = 0  # not a process of this one's: Popen has nothing to wait for
+        self.children.clear()
+        return numbers
+
     def watch_endings(self, now: float) -> float | None:
         """Kill those whose grace is over. Returns when the next one's is."""
         wake = None
@@ -293,13 +328,15 @@ class Supervisor:
     def _served(self, child: Child) -> int:
         return self._board.words[self._board.child_base(child.slot) + ChildWord.ANSWERED]
 
-    def tell_lost_request(self, slot: int, pid: int) -> None:
+    def tell_lost_request(self, child: Child) -> None:
         """A child was given back that broke, or ran for too long: tell of the request it had, if its HTTP
         worker has said which."""
-        runs = report.running(self._board, slot, time.monotonic())
+        runs = report.running(self._board, child.slot, time.monotonic())
         if runs is not None and "method" in runs:
-            text = children.logfmt("request lost its worker", worker_pid=pid, **slowlog.request_words(runs))
-            self._pool.tell("request", text, pid)
+            text = children.logfmt(
+                "request lost its worker", worker_pid=child.pid, **slowlog.request_words(runs)
+            )
+            self._pool.tell("request", text, child.pid)
 
     def free_row(self, slot: int) -> None:
         """A row of the scoreboard is nobody's any more."""
@@ -314,7 +351,7 @@ class Supervisor:
         now = time.monotonic()
         self.unwatch(child)
         if child.pidfd >= 0:
-            self._pool.selector.unregister(child.pidfd)
+            self._thread.selector.unregister(child.pidfd)
             child.close_pidfd()
         status = child.reap()
         self._board.words[self._board.child_base(child.slot) + ChildWord.PID] = 0
@@ -324,9 +361,9 @@ class Supervisor:
         del self.children[child.id]
         del self.by_pid[child.pid]
         child.close()
-        if not self._pool.lending.lost(child):
+        if not self._thread.lending.lost(child):
             self.free_row(child.slot)
-        tail = self._pool.relay.finish(child.output)
+        tail = self._thread.relay.finish(child.output)
         by_itself = children.died_by_itself(child, status)
         if by_itself:
             self.counters["deaths"] += 1
@@ -335,8 +372,8 @@ class Supervisor:
         level = logging.INFO
         if child.cause not in EXPECTED:
             level = logging.ERROR if child.ready_at is None else logging.WARNING
-        obituary = children.obituary(child, status, now, served, tail)
-        self._pool.log.log(level, "%s", obituary)
+        obituary = children.obituary(child, status, now, served, tail, self._pool.label)
+        self._thread.log.log(level, "%s", obituary)
         if child.cause in NOTABLE:
             self._pool.tell("replaced", obituary, child.pid)
         if child.cause not in EXPECTED:

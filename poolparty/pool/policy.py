@@ -166,6 +166,7 @@ class Policy:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.target = limits.min_size
+        self.room: int | None = None  # children that the server has for this pool, None: as many as it wants
         self.generation = 0
         self.stopping = False
         self.restarting = False
@@ -185,9 +186,20 @@ class Policy:
         self.limits = limits
         self.target = min(max(self.target, limits.min_size), limits.max_size)
 
+    def set_room(self, room: int | None) -> None:
+        """So many children there may be for all that the other pools leave; what is beyond them goes."""
+        self.room = None if room is None else max(room, self.limits.min_size)
+        if self.room is not None:
+            self.target = min(self.target, self.room)
+
+    @property
+    def max_size(self) -> int:
+        """The most children that the pool may aim at now."""
+        return self.limits.max_size if self.room is None else min(self.limits.max_size, self.room)
+
     def grow(self, count: int) -> None:
         """Aim at `count` more children, bounded by the maximum."""
-        self.target = min(self.target + max(count, 0), self.limits.max_size)
+        self.target = max(min(self.target + max(count, 0), self.max_size), self.target)
 
     def shrink(self, count: int) -> None:
         """Aim at `count` children less, bounded by the minimum."""
@@ -323,7 +335,7 @@ class Policy:
             decision.wake_at(due)
             return
         booting = sum(child.state is State.BOOTING for child in staying)
-        room = self.limits.max_size - max(self.target, len(staying))
+        room = self.max_size - max(self.target, len(staying))
         count = min(unmet - booting - max(self.target - len(staying), 0), room)
         if count <= 0:
             return

@@ -1,12 +1,12 @@
 """The messages on a seat's channel (SOCK_SEQPACKET, so each is one packet) between arbiter and HTTP worker.
 
-    arbiter -> seat   LEND    lease, slot, pid    and two descriptors: the child's stdin, the child's fd 3
+    arbiter -> seat   LEND    lease, pool, slot, pid   and two descriptors: the child's stdin and fd 3
                       RECALL  lease
     seat -> arbiter   WANT                        a wake-up: how many wait and since when is on the scoreboard
                       RETURN  lease, reason
 
-A lease is a number that never repeats; `slot` is the child's row on the scoreboard. Both ends are ours and of
-one version, so a packet that does not decode is a bug: ValueError.
+A lease is a number that never repeats; `slot` is the child's row on its pool's scoreboard. Both ends are ours
+and of one version, so a packet that does not decode is a bug: ValueError.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class Lend:
     lease: int
     slot: int
     pid: int
+    pool: int = 0  # its place in Seat.pools
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,31 +58,31 @@ class Return:
 
 Message = Lend | Recall | Want | Return
 
-_LAYOUT = struct.Struct("<BBxxIQQ")
+_LAYOUT = struct.Struct("<BBHIQQ")
 _LEND, _RECALL, _WANT, _RETURN = range(1, 5)
 
 
 def encode(message: Message) -> bytes:
     """One packet."""
     match message:
-        case Lend(lease, slot, pid):
-            return _LAYOUT.pack(_LEND, 0, slot, lease, pid)
+        case Lend(lease, slot, pid, pool):
+            return _LAYOUT.pack(_LEND, 0, pool, slot, lease, pid)
         case Recall(lease):
-            return _LAYOUT.pack(_RECALL, 0, 0, lease, 0)
+            return _LAYOUT.pack(_RECALL, 0, 0, 0, lease, 0)
         case Want():
-            return _LAYOUT.pack(_WANT, 0, 0, 0, 0)
+            return _LAYOUT.pack(_WANT, 0, 0, 0, 0, 0)
         case Return(lease, reason):
-            return _LAYOUT.pack(_RETURN, reason, 0, lease, 0)
+            return _LAYOUT.pack(_RETURN, reason, 0, 0, lease, 0)
 
 
 def decode(packet: bytes) -> Message:
     """The message of one packet. ValueError: it is none of ours."""
     try:
-        kind, reason, slot, lease, pid = _LAYOUT.unpack(packet)
+        kind, reason, pool, slot, lease, pid = _LAYOUT.unpack(packet)
     except struct.error:
         raise ValueError(f"a packet of {len(packet)} bytes is no seat message") from None
     if kind == _LEND:
-        return Lend(lease, slot, pid)
+        return Lend(lease, slot, pid, pool)
     if kind == _RECALL:
         return Recall(lease)
     if kind == _WANT:

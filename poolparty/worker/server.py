@@ -132,7 +132,7 @@ class Server:
         if cfg.reload:
             from poolparty.worker.broken_page import BrokenPage
 
-            self.broken = BrokenPage(seat.notice)
+            self.broken = BrokenPage(seat.pools[0].notice)
             takes, broken = self.takes, self.broken.takes
             self.takes = broken if takes is None else lambda request: takes(request) or broken(request)
         self.admin: AdminPages | None = None

@@ -18,7 +18,7 @@ import poolparty.settings  # noqa: F401 - registers the options
 from poolparty.arbiter.children import Child
 from poolparty.arbiter.pool_thread import PoolThread, Seat
 from poolparty.pool.child import State
-from poolparty.settings import Options
+from poolparty.pools import pool_configs
 from poolparty.stats.scoreboard import ChildWord, SeatWord
 from poolparty.wire import seat as wire
 from poolparty.wire.frames import HTTPRequest, HTTPResponse, decode_response, encode_request
@@ -187,7 +187,7 @@ class Bench:
         self.cfg = self.config(program, **options)
         self.failed: list[bool] = []
         self.pool = PoolThread(
-            Options.from_cfg(self.cfg), self.cfg, self.log, on_failure=lambda: self.failed.append(True)
+            pool_configs(self.cfg), self.cfg, self.log, on_failure=lambda: self.failed.append(True)
         )
         self.workers: list[Worker] = []
 
@@ -217,7 +217,9 @@ class Bench:
 
     def children(self, *states: State) -> list[Child]:
         with self.pool.lock:
-            return [child for child in self.pool.children.values() if not states or child.state in states]
+            return [
+                child for child in self.pool.pools[0].children.values() if not states or child.state in states
+            ]
 
     def wait_children(self, count: int, *states: State) -> list[Child]:
         found = wait_until(

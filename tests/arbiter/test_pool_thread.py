@@ -31,7 +31,7 @@ class TestBecomingReady:
     def test_the_minimum_is_started_at_once(self, bench: Make) -> None:
         pool = bench(SAYS_READY, min_pool_size=3, max_pool_size=4)
         pool.wait_children(3, State.IDLE)
-        assert pool.pool.counters["spawns"] == 3
+        assert pool.pool.pools[0].counters["spawns"] == 3
 
     def test_a_child_of_version_1_is_ready_once_it_has_read_its_health_check(
         self, bench: Make, tmp_path: Path, wait_for: WaitFor
@@ -104,7 +104,7 @@ class TestDyingChildren:
             and "requests=1" in line
             and "replaced-in=0s" in line
         )
-        assert pool.pool.counters["restarts"] == 1
+        assert pool.pool.pools[0].counters["restarts"] == 1
 
     def test_an_idle_child_that_dies_is_noticed_and_replaced(self, bench: Make) -> None:
         pool = bench(worker_restart_delay="10ms")
@@ -189,7 +189,7 @@ class TestDyingChildren:
         monkeypatch.setattr(children, "start", start)
         pool = bench(worker_restart_delay="20ms")
         pool.wait_log("could not be started", count=3)
-        board = pool.pool.scoreboard
+        board = pool.pool.pools[0].scoreboard
         with pool.pool.lock:
             assert board.words[board.pool_base + PoolWord.DOWN] == down
 
@@ -244,7 +244,7 @@ class TestLending:
         worker.channel.settimeout(0.3)
         with pytest.raises(TimeoutError):
             worker.take()
-        assert pool.pool.counters["spawns"] == 2
+        assert pool.pool.pools[0].counters["spawns"] == 2
 
     def test_an_idle_child_is_recalled_for_a_seat_that_needs_it(self, bench: Make) -> None:
         pool = bench()
@@ -403,7 +403,7 @@ class TestSeatDeath:
         pool = bench()
         worker = pool.worker()
         row = worker.seat.id
-        board = pool.pool.scoreboard
+        board = pool.pool.pools[0].scoreboard
         board.words[board.seat_base(row) + len(SeatWord)] = 7
         worker.channel.close()
         wait_for(lambda: not pool.pool.seats)
@@ -416,7 +416,7 @@ class TestHealthChecks:
         program = 'ready("health-reply")\nwhile True:\n    receive(); print("checked", flush=True); well()'
         pool = bench(program, worker_health_check_interval="20ms")
         pool.wait_log("checked", count=4)
-        assert pool.pool.counters["spawns"] == 1
+        assert pool.pool.pools[0].counters["spawns"] == 1
 
     def test_a_child_that_does_not_answer_is_ended(self, bench: Make) -> None:
         program = 'ready("health-reply"); receive(); well(); receive(); signal.pause()'
@@ -453,7 +453,7 @@ class TestRestart:
         assert outcome == [None]
         new = {child.pid for child in pool.wait_children(3, State.IDLE)}
         assert not new & old
-        assert pool.pool.counters["restarts"] == 0
+        assert pool.pool.pools[0].counters["restarts"] == 0
 
     def test_a_new_generation_that_does_not_boot_leaves_the_old_one(
         self, bench: Make, tmp_path: Path, wait_for: WaitFor
@@ -598,7 +598,7 @@ class TestStop:
     ) -> None:
         pool = bench()
         (child,) = pool.wait_children(1, State.IDLE)
-        monkeypatch.setattr(pool.pool.policy, "decide", lambda *_: 1 / 0)
+        monkeypatch.setattr(pool.pool.pools[0].policy, "decide", lambda *_: 1 / 0)
         pool.pool.wake()
         wait_for(lambda: pool.failed)
         pool.wait_log("ZeroDivisionError")
