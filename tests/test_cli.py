@@ -283,7 +283,8 @@ def test_help_shows_our_options_in_a_group_before_gunicorns() -> None:
     ours, gunicorns = done.stdout.split("\ngunicorn: ", 1)
     own_group = ours.split("\nPoolparty:\n")[1]
     for option in OPTIONS:
-        assert f"  {option.flag} {option.meta or ''}".rstrip() in own_group
+        shown = f"  {option.flag} {option.meta or ''}".rstrip() in own_group
+        assert shown != option.in_file_only
         assert option.flag not in gunicorns
     for flag in ("--bind", "--workers", "--access-logfile", "--keep-alive", "--certfile", "--user"):
         assert flag in gunicorns

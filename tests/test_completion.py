@@ -166,7 +166,8 @@ def test_every_option_is_in_every_script() -> None:
     for name in SHELLS:
         text = script(name)
         for option in OPTIONS:
-            assert (option.flag[2:] if name == "fish" else option.flag) in text
+            shown = (option.flag[2:] if name == "fish" else option.flag) in text
+            assert shown != option.in_file_only
 
 
 @pytest.mark.parametrize("name", list(SHELLS))

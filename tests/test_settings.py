@@ -16,7 +16,16 @@ from hypothesis import strategies as st
 
 from poolparty import settings
 from poolparty.errors import ConfigError
-from poolparty.settings import OPTIONS, REFUSED, SECTION, WITHOUT_EFFECT, Options, parse_duration
+from poolparty.pool.routing import Route
+from poolparty.settings import (
+    OPTIONS,
+    REFUSED,
+    SECTION,
+    WITHOUT_EFFECT,
+    Options,
+    PoolTable,
+    parse_duration,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -137,6 +146,9 @@ def test_the_defaults_are_those_of_the_original() -> None:
         access_log_json=False,
         min_pool_size=1,
         max_pool_size=1,
+        pools=(),
+        total_pool_size=0,
+        total_memory_limit=0,
         worker_spawn_timeout=0.05,
         worker_rendezvous_timeout=60,
         worker_request_timeout=60,
@@ -192,6 +204,12 @@ OTHER_VALUES: dict[str, tuple[Any, Any]] = {
     "ctl_socket_group": (27, "27"),
     "min_pool_size": ("0", 0),
     "max_pool_size": (8, 8),
+    "pools": (
+        {"api": {"routes": ["/api"], "max_pool_size": "2"}},
+        (PoolTable("api", (Route(b"", b"/api"),), {"max_pool_size": "2"}),),
+    ),
+    "total_pool_size": ("9", 9),
+    "total_memory_limit": ("2G", 2 << 30),
     "worker_restart_surge": ("0", 0),
     "spare_workers": ("1", 1),
     "worker_max_requests": ("9", 9),

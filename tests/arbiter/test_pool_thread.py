@@ -18,6 +18,7 @@ import pytest
 from poolparty.arbiter import children
 from poolparty.errors import ConfigError
 from poolparty.pool.child import State
+from poolparty.pools import pool_configs
 from poolparty.stats.scoreboard import PoolWord, SeatWord
 from poolparty.wire import seat as wire
 
@@ -504,7 +505,7 @@ class TestRestart:
         for program, expected in (("sys.exit(3)", b"old"), ("serve(lambda p: b'new')", b"new")):
             cfg = pool.config([*pool.cfg.settings["pool_cmd"].get()[:-1], _program(pool, program)])
             outcome.clear()
-            pool.pool.reload(poolparty_options(cfg), cfg, outcome.append)
+            pool.pool.reload(pool_configs(cfg), cfg, outcome.append)
             wait_for(lambda: outcome)
             assert (outcome[0] is None) == (expected == b"new"), outcome
             worker = pool.worker()
@@ -526,12 +527,6 @@ class TestRestart:
 def _program(pool: Any, program: str) -> str:
     prelude: str = pool.cfg.settings["pool_cmd"].get()[-1]
     return prelude[: prelude.rindex("serve(lambda")] + program
-
-
-def poolparty_options(cfg: Any) -> Any:
-    from poolparty.settings import Options
-
-    return Options.from_cfg(cfg)
 
 
 class TestSizing:
