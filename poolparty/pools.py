@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gunicorn.config import Config
+from gunicorn.errors import ConfigError as GunicornConfigError
 
 from poolparty.errors import ConfigError
 from poolparty.pool.routing import Route
@@ -61,7 +62,7 @@ def _with(cfg: Config, table: PoolTable) -> Config:
             value = [*cfg.settings[name].get(), *value]
         try:
             settings[name].set(value)
-        except (TypeError, ValueError, ConfigError, OSError) as error:
+        except (TypeError, ValueError, GunicornConfigError) as error:
             assert name in POOLS_OF_GUNICORN  # ours keep what they are given
             raise of_pool(table.name, ConfigError(complaint(name, value, str(error).rstrip(".")))) from None
     return own

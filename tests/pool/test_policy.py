@@ -1360,10 +1360,17 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool.policy.set_limits(limits)
         self.pool.settle()
 
+    @rule(room=st.none() | st.integers(-2, 8))
+    def other_pools_leave_another_room(self, room: int | None) -> None:
+        self.pool.policy.set_room(room)
+        self.pool.settle()
+
     @invariant()
     def the_target_is_within_its_limits(self) -> None:
         policy = self.pool.policy
         assert policy.limits.min_size <= policy.target <= policy.limits.max_size
+        if policy.room is not None:
+            assert policy.target <= max(policy.room, policy.limits.min_size)
 
     @invariant()
     def every_child_is_in_one_place(self) -> None:
@@ -1383,6 +1390,7 @@ class PoolMachine(RuleBasedStateMachine):
         for child in pool.children.values():
             child.max_requests = child.rss = 0
         pool.policy.set_limits(replace(pool.policy.limits, max_age=0.0, idle_timeout=0.0))
+        pool.policy.set_room(None)
         pool.settle()
         work = sum(request.takes for request in unanswered(pool.requests))
         # A wave that was to fail has the longest back-off before it, and slow leavers take their time.
