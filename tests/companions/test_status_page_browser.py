@@ -20,6 +20,8 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from server import Server, wait_until
 
+from poolparty.stats.history import ERRORS
+
 FLAGS = """--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run
     --disable-background-networking --disable-component-update --disable-dev-shm-usage --disable-sync
     --window-size=1280,1400"""
@@ -38,16 +40,19 @@ return {
     state: shown("state"),
     command: shown("command"),
     figures: Object.fromEntries(all("#figures dd").map((node) => [node.id, text(node)])),
+    pools: table("pools"),
     children: table("children"),
     server: table("server"),
     headings: all("#children thead button").map(text),
     sorted: all("#children thead th").map((head) => head.getAttribute("aria-sort")),
     events: all("#events li").map((node) => text(node.querySelector(".text"))),
+    eventPools: all("#events li").map((node) => all(".pool", node).map(text).join()),
     charts: all("#charts svg.plot").map((node) => node.getAttribute("aria-label")),
     lines: all("#charts svg.plot > path.path").map((node) => node.getAttribute("d") || ""),
     buttons: all("button").filter((node) => node.offsetParent).map(text),
     connection: shown("connection"),
     restarting: shown("restarting"),
+    poolsShown: !document.getElementById("pools-section").hidden,
     outcome: shown("outcome"),
     dialog: all("dialog[open]").map(text)[0] || null,
     focused: text(document.activeElement),
@@ -81,9 +86,10 @@ class Page:
         assert page is not None
         return page
 
-    def press(self, label: str, pid: int | None = None) -> None:
-        """A button that can be seen, in the row of a worker if a pid is given."""
+    def press(self, label: str, pid: int | None = None, pool: str | None = None) -> None:
+        """A button that can be seen, in the row of a worker or of a pool if one is given."""
         where = "//body" if pid is None else f"//tr[@data-pid='{pid}']"
+        where = where if pool is None else f"//tr[@data-name='{pool}']"
         buttons = self.driver.find_elements(By.XPATH, f"{where}//button[normalize-space()='{label}']")
         (seen,) = [button for button in buttons if button.is_displayed()]
         seen.click()
@@ -164,6 +170,41 @@ def same(page: dict[str, Any], stats: dict[str, Any]) -> bool:
         == {worker["pid"] for worker in stats["http_workers"]}
         and page["events"] == [event["text"] for event in reversed(pool["events"])][:15]
         and page["command"] == pool["command"]
+        and (page["poolsShown"], page["pools"]) == (False, [])
+    )
+
+
+def pool_row(pool: dict[str, Any]) -> dict[str, str]:
+    """How a pool is shown, but for its rate."""
+    return {
+        "Pool": pool["name"],
+        "Busy": f"{pool['busy']} of {pool['max']}",
+        "Idle": str(pool["idle"]),
+        "Booting": str(pool["booting"]),
+        "Workers": f"{pool['workers']}, target {pool['target']}, from {pool['min']} to {pool['max']}",
+        "Queued": str(pool["queued"]),
+        "Requests": str(pool["requests"]),
+        "Errors": str(sum(pool["outcomes"][name] for name in ERRORS)),
+        "Command": pool["command"],
+    }
+
+
+def same_pools(page: dict[str, Any], stats: dict[str, Any]) -> bool:
+    """Whether the page shows several pools as they are, and whose each child is."""
+    pools = stats["pools"]
+    whose = {str(child["pid"]): pool["name"] for pool in pools for child in pool["children"]}
+    without = [
+        {name: value for name, value in row.items() if name not in ("Requests/s", "Actions")}
+        for row in page["pools"]
+    ]
+    return (
+        without == [pool_row(pool) for pool in pools]
+        and {row["PID"]: row["Pool"] for row in page["children"]} == whose
+        and page["command"] == f"{len(pools)} pools"
+        and all(
+            number(page["figures"][f"figure-{name}"]) == sum(pool[name] for pool in pools)
+            for name in ("busy", "idle", "workers", "queued")
+        )
     )
 
 
@@ -250,6 +291,74 @@ def test_its_buttons_do_what_they_say_and_killing_asks_first(page: Page, tmp_pat
         page.press("Remove a worker")
         page.wait(lambda shown: len(pids(shown)) == 1, "one row")
         assert len(server.wait_ready(1)) == 1
+
+
+def test_several_pools_have_a_row_each_whose_buttons_act_on_that_pool_alone(
+    page: Page, tmp_path: Path
+) -> None:
+    config = tmp_path / "two.py"
+    config.write_text('pools = {"api": {"routes": ["/api"], "min_pool_size": 1, "max_pool_size": 3}}\n')
+    with served(page, tmp_path, "--config", str(config), "--max-pool-size", "2") as server:
+
+        def children() -> dict[str, list[int]]:
+            return {
+                pool["name"]: [child["pid"] for child in pool["children"] if child["state"] == "idle"]
+                for pool in server.stats()["pools"]
+            }
+
+        wait_until(lambda: [len(pids) for pids in children().values()] == [1, 1], "a worker of each")
+        page.open(admin(server))
+        shown = page.wait(lambda shown: same_pools(shown, server.stats()), "what the server says")
+        assert shown["poolsShown"]
+        assert [row["Pool"] for row in shown["pools"]] == ["default", "api"]
+        assert not {"Add a worker", "Remove a worker"} & set(shown["buttons"]), (
+            "it is not clear of which pool"
+        )
+        assert {"Restart workers", "Restart", "Add", "Remove"} <= set(shown["buttons"])
+
+        page.press("Remove", pool="api")
+        page.wait(
+            lambda shown: "The pool api aims at its minimum of 1 worker already." in (shown["outcome"] or ""),
+            "why not",
+        )
+        page.press("Add", pool="api")
+        page.wait(
+            lambda shown: "One more worker of api was asked for." in (shown["outcome"] or ""), "the outcome"
+        )
+        wait_until(lambda: [len(pids) for pids in children().values()] == [1, 2], "another worker of api")
+        page.wait(lambda shown: same_pools(shown, server.stats()), "the new worker")
+
+        before = children()
+        page.press("Restart", pool="api")
+        page.wait(lambda shown: "all workers have been replaced" in shown["events"], "the restart's end")
+        after = children()
+        assert after["default"] == before["default"]
+        assert not set(after["api"]) & set(before["api"])
+        page.rest()
+        shown = page.wait(lambda shown: same_pools(shown, server.stats()), "the new workers")
+        assert shown["eventPools"][shown["events"].index("all workers have been replaced")] == "api"
+
+        page.press("Remove", pool="api")
+        wait_until(lambda: [len(pids) for pids in children().values()] == [1, 1], "one less")
+
+        # Every worker of both, by the one button that is for all.
+        before = children()
+        page.press("Restart workers")
+
+        def replaced() -> bool:
+            now = children()
+            return all(len(now[name]) == 1 and now[name] != pids for name, pids in before.items())
+
+        wait_until(replaced, "new workers of both")
+        page.rest()
+        for width, height in ((360, 740), (1280, 1400)):
+            size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+            page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+            page.wait(
+                lambda shown, w=width: page.driver.execute_script("return innerWidth") == w, "its width"
+            )
+            assert page.read()["wide"] <= 0
+        page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def test_below_the_admin_prefix_it_shows_and_has_no_buttons(page: Page, tmp_path: Path) -> None:
