@@ -179,9 +179,9 @@ def pool_row(pool: dict[str, Any]) -> dict[str, str]:
     return {
         "Pool": pool["name"],
         "Busy": f"{pool['busy']} of {pool['max']}",
-        "Idle": str(pool["idle"]),
-        "Booting": str(pool["booting"]),
-        "Workers": f"{pool['workers']}, target {pool['target']}, from {pool['min']} to {pool['max']}",
+        "Idle": str(pool["idle"])
+        + "".join(f"\n{pool[state]} {state}" for state in ("booting", "ending") if pool[state]),
+        "Workers": f"{pool['workers']}\ntarget {pool['target']}, {pool['min']} to {pool['max']}",
         "Queued": str(pool["queued"]),
         "Requests": str(pool["requests"]),
         "Errors": str(sum(pool["outcomes"][name] for name in ERRORS)),
