@@ -19,7 +19,7 @@ from poolparty.arbiter.children import Child
 from poolparty.arbiter.pool_thread import PoolThread, Seat
 from poolparty.pool.child import State
 from poolparty.pools import pool_configs
-from poolparty.stats.scoreboard import ChildWord, SeatWord
+from poolparty.stats.scoreboard import ChildWord, Scoreboard, SeatWord
 from poolparty.wire import seat as wire
 from poolparty.wire.frames import HTTPRequest, HTTPResponse, decode_response, encode_request
 
@@ -102,14 +102,18 @@ class Loan:
     pid: int
     stdin: int
     fd3: int
+    pool: int = 0
+
+    @property
+    def _board(self) -> Scoreboard:
+        return self.worker.seat.pools[self.pool].scoreboard
 
     def _column(self, column: ChildWord) -> int:
-        return self.worker.seat.scoreboard.child_base(self.slot) + column
+        return self._board.child_base(self.slot) + column
 
     def send(self, uri: bytes = b"http://h/") -> None:
-        words = self.worker.seat.scoreboard.words
-        words[self._column(ChildWord.SENT)] += 1
-        self.worker.seat.scoreboard.times[self._column(ChildWord.STARTED)] = time.monotonic()
+        self._board.words[self._column(ChildWord.SENT)] += 1
+        self._board.times[self._column(ChildWord.STARTED)] = time.monotonic()
         os.write(self.stdin, encode_request(HTTPRequest(b"a:1", uri, b"GET", [], b"")))
 
     def answer(self) -> bytes:
@@ -128,7 +132,7 @@ class Loan:
             data += piece
         response = decode_response(data[4:])
         assert isinstance(response, HTTPResponse)
-        self.worker.seat.scoreboard.words[self._column(ChildWord.ANSWERED)] += 1
+        self._board.words[self._column(ChildWord.ANSWERED)] += 1
         return bytes(response.body)
 
     def close(self) -> None:
@@ -152,26 +156,28 @@ class Worker:
     def send(self, message: wire.Message) -> None:
         self.channel.send(wire.encode(message))
 
-    def want(self, count: int = 1) -> None:
+    def want(self, count: int = 1, pool: int = 0) -> None:
         """As the dispatcher does when requests wait."""
-        base = self.seat.scoreboard.seat_base(self.seat.id)
-        self.seat.scoreboard.times[base + SeatWord.OLDEST] = time.monotonic()
-        self.seat.scoreboard.words[base + SeatWord.QUEUED] = count
+        board = self.seat.pools[pool].scoreboard
+        base = board.seat_base(self.seat.id)
+        board.times[base + SeatWord.OLDEST] = time.monotonic()
+        board.words[base + SeatWord.QUEUED] = count
         self.send(wire.Want())
 
-    def stop_wanting(self) -> None:
-        self.seat.scoreboard.words[self.seat.scoreboard.seat_base(self.seat.id) + SeatWord.QUEUED] = 0
+    def stop_wanting(self, pool: int = 0) -> None:
+        board = self.seat.pools[pool].scoreboard
+        board.words[board.seat_base(self.seat.id) + SeatWord.QUEUED] = 0
 
     def take(self) -> Loan:
         """The next LEND; nothing waits afterwards."""
         packet, fds, _, _ = socket.recv_fds(self.channel, wire.MAX_PACKET, wire.LEND_FDS)
-        self.stop_wanting()
         message = wire.decode(packet)
         assert isinstance(message, wire.Lend)
-        return Loan(self, message.lease, message.slot, message.pid, *fds)
+        self.stop_wanting(message.pool)
+        return Loan(self, message.lease, message.slot, message.pid, *fds, message.pool)
 
-    def borrow(self) -> Loan:
-        self.want()
+    def borrow(self, pool: int = 0) -> Loan:
+        self.want(pool=pool)
         return self.take()
 
     def receive(self) -> wire.Message:
@@ -196,6 +202,9 @@ class Bench:
         command = (
             [sys.executable, "-I", "-S", "-c", PRELUDE + program] if isinstance(program, str) else program
         )
+        for table in dict(options.get("pools") or {}).values():  # type: ignore[call-overload]
+            if "program" in table:
+                table["pool_cmd"] = [*command[:-1], PRELUDE + table.pop("program")]
         settings = {
             "pool_cmd": command,
             "ctl_socket": str(self.directory / "ctl"),
@@ -236,11 +245,11 @@ class Bench:
             f"{text!r} in the log",
         )[-1]
 
-    def restart(self) -> list[str | None]:
+    def restart(self, pool: str | None = None) -> list[str | None]:
         """Start a restart; the list gets its outcome."""
         outcome: list[str | None] = []
         with self.pool.lock:
-            self.pool.restart_workers(outcome.append, "a test")
+            self.pool.restart_workers(outcome.append, "a test", pool)
         return outcome
 
     def stop(self) -> None:
