@@ -18,6 +18,7 @@ import httptools
 from gunicorn.config import Config
 
 import poolparty
+from poolparty.pools import PoolConfig, pool_configs
 from poolparty.sdk_files import SDK, language_of
 from poolparty.settings import Options
 
@@ -85,6 +86,12 @@ def _pool(cfg: Config, options: Options) -> str:
     return f"{size} {'worker' if size == '1' else 'workers'}"
 
 
+def _other_pool(pool: PoolConfig) -> str:
+    """One of `pools`: its size, its command, and which requests are for it."""
+    routes = ", ".join(map(str, pool.routes))
+    return f"{_pool(pool.cfg, pool.options)}, {shlex.join(pool.options.pool_cmd)}, for {routes}"
+
+
 def _control_socket(cfg: Config, options: Options) -> str:
     group = f", also for group {options.ctl_socket_group}" if options.ctl_socket_group else ""
     return os.path.normpath(os.path.join(cfg.chdir, options.ctl_socket)) + group
@@ -139,7 +146,9 @@ def findings(cfg: Config, origins: Mapping[str, str]) -> str:
         text = finding.text(cfg, options)
         if text is not None:
             rows.append((finding.label, text, _origin(finding.options, origins)))
-    told = {name for finding in FINDINGS for name in finding.options} | NOT_SHOWN
+    for pool in pool_configs(cfg)[1:]:
+        rows.append((f"pool {pool.name}", _other_pool(pool), _origin(("pools",), origins)))
+    told = {name for finding in FINDINGS for name in finding.options} | NOT_SHOWN | {"pools"}
     rows += (
         (name, _shown(cfg, name), origin) for name, origin in sorted(origins.items()) if name not in told
     )

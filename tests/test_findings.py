@@ -151,3 +151,17 @@ def test_each_library_has_its_interpreters_names() -> None:
     ):
         assert language_of(command) == language
     assert interpreter_of(("nice", "php"), "php") == "php"
+
+
+def test_further_pools_have_a_line_each(tmp_path: Path) -> None:
+    (tmp_path / "poolparty.conf.py").write_text(
+        'pool_cmd = "sh site.sh"\nmax_pool_size = 2\n'
+        'pools = {"api": {"routes": ["/api", "api.example.com/"], "pool_cmd": ["sh", "a b"],'
+        ' "max_pool_size": 9},'
+        ' "health": {"routes": ["/health"], "raw_env": ["TOKEN=secret"]}}\n'
+    )
+    lines = found(tmp_path)
+    assert lines["pool"] == "1 to 2 workers  [max_pool_size: ./poolparty.conf.py]"
+    assert lines["pool api"] == "1 to 9 workers, sh 'a b', for /api, api.example.com/  [./poolparty.conf.py]"
+    assert lines["pool health"] == "1 to 2 workers, sh site.sh, for /health  [./poolparty.conf.py]"
+    assert "secret" not in str(lines)

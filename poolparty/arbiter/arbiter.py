@@ -476,7 +476,7 @@ class PoolArbiter(Arbiter):
             self.pool.log.warning(
                 "Reloader is on: clients see what a failing application says. Development only!"
             )
-            watched = Watched.from_cfg(self.cfg, self.pool.options)
+            watched = Watched.of_pools([pool.config for pool in self.pool.pools])
             polling = self.cfg.reload_engine == "poll"
             self.watcher = Watcher(watched, self.application_changed, self.pool.log, polling)
 

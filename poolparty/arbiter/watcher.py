@@ -20,7 +20,7 @@ from typing import Any
 
 from gunicorn.util import is_glob_pattern
 
-from poolparty.settings import Options
+from poolparty.pools import PoolConfig
 
 POLL = 1.0
 """Seconds between two looks at everything where nobody tells of changes."""
@@ -65,18 +65,15 @@ class Watched:
         self.cut = False  # there are more than MAX_FILES
 
     @classmethod
-    def from_cfg(cls, cfg: Any, options: Options) -> Watched:
-        """reload_paths, or the files named in the command and the working directory; and
+    def of_pools(cls, pools: Sequence[PoolConfig]) -> Watched:
+        """reload_paths, or the files named in each pool's command and its working directory; and
         reload_extra_files."""
+        cfg, options = pools[0].cfg, pools[0].options
         folder = os.path.abspath(cfg.chdir)
         paths = [os.path.join(folder, path) for path in options.reload_paths or ()]
         if options.reload_paths is None:
-            # A program that is looked for on the PATH is an interpreter.
-            words = options.pool_cmd[0 if os.path.dirname(options.pool_cmd[0]) else 1 :]
-            paths = [os.path.join(folder, word) for word in words]
-            paths = [path for path in paths if os.path.isfile(path)]
-            if folder != "/":
-                paths.append(folder)
+            for pool in pools:
+                paths += [path for path in _application(pool) if path not in paths]
         folders = [os.path.realpath(path) for path in paths if os.path.isdir(path)]
         files = [path for path in paths if not os.path.isdir(path)]
         extra = [os.path.abspath(path) for path in cfg.reload_extra_files]
@@ -144,6 +141,19 @@ class Watched:
                     and path not in self._ignored
                 ):
                     yield path
+
+
+def _application(pool: PoolConfig) -> Iterator[str]:
+    """The files named in a pool's command, and the directory it runs in."""
+    folder = os.path.abspath(pool.cfg.chdir)
+    command = pool.options.pool_cmd
+    # A program that is looked for on the PATH is an interpreter.
+    for word in command[0 if os.path.dirname(command[0]) else 1 :]:
+        path = os.path.join(folder, word)
+        if os.path.isfile(path):
+            yield path
+    if folder != "/":
+        yield folder
 
 
 def _state(path: str, outputs: Container[tuple[int, int] | None] = ()) -> State:

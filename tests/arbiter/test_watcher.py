@@ -16,7 +16,7 @@ from gunicorn.config import Config
 
 from poolparty.arbiter import watcher as module
 from poolparty.arbiter.watcher import Watched, Watcher
-from poolparty.settings import Options
+from poolparty.pools import pool_configs
 
 PATIENCE = 10.0
 LOG = logging.getLogger("test_watcher")
@@ -27,7 +27,7 @@ def watched(folder: Path, command: list[str], **values: object) -> Watched:
     for name, value in {"worker_class": "poolparty.GWorker", "pool_cmd": command, **values}.items():
         cfg.set(name, value)
     cfg.set("chdir", str(folder))
-    return Watched.from_cfg(cfg, Options.from_cfg(cfg))
+    return Watched.of_pools(pool_configs(cfg))
 
 
 @pytest.fixture
@@ -248,3 +248,10 @@ def test_where_watchfiles_cannot_watch_the_files_are_looked_at(
         assert watching.tells() == "main.py"
     finally:
         watching.watcher.stop()
+
+
+def test_what_other_pools_run_is_watched_too(application: Path) -> None:
+    elsewhere = application.parent / "elsewhere"
+    table = {"routes": ["/api"], "pool_cmd": ["python3", "start.py"], "chdir": str(elsewhere)}
+    found = names(watched(application, ["python3", "main.py"], pools={"api": table}), application)
+    assert {"main.py", "../elsewhere/start.py"} <= found
