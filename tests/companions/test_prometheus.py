@@ -143,6 +143,14 @@ def memory(size: str) -> dict[str, str]:
     return {'poolparty_process_resident_memory_bytes{instance="host",role="worker",slot="3"}': f"{size}x60"}
 
 
+def workers(idle: int, busy: int, least: int, ready: int) -> dict[str, str]:
+    """A pool's workers, and whether the server is ready."""
+    counts = {"workers_idle": idle, "workers_busy": busy, "workers_min": least}
+    return {of_pool(name): f"{count}x60" for name, count in counts.items()} | {
+        of_server("ready"): f"{ready}x60"
+    }
+
+
 POOL = ("instance", "pool")
 ALL = ("job", "instance", "pool")
 
@@ -162,6 +170,27 @@ CASES: list[tuple[str, dict[str, str], str, tuple[str, ...], dict[str, str]]] = 
         "",
         ("job", "instance"),
         {of_server("ready"): "1x48 0 1x20"},
+    ),
+    (
+        "PoolpartyPoolDown",
+        workers(idle=0, busy=0, least=2, ready=1),
+        "",
+        ALL,
+        workers(idle=0, busy=1, least=2, ready=1),
+    ),
+    (
+        "PoolpartyPoolDown",
+        workers(idle=0, busy=0, least=1, ready=1),
+        "",
+        ALL,
+        workers(idle=0, busy=0, least=1, ready=0),
+    ),
+    (
+        "PoolpartyPoolDown",
+        workers(idle=0, busy=0, least=1, ready=1),
+        "",
+        ALL,
+        workers(idle=0, busy=0, least=0, ready=1),
     ),
     (
         "PoolpartyErrors",
@@ -265,7 +294,11 @@ KNOWN = {"job": "poolparty", "instance": "host", "pool": "default", "cause": "me
 def expected(name: str, value: str, labels: tuple[str, ...]) -> dict[str, Any]:
     """The alert as promtool expects it."""
     annotations = {
-        key: re.sub(r"\{\{ \$value[^}]*\}\}", value, text.replace("{{ $labels.instance }}", "host"))
+        key: re.sub(
+            r"\{\{ \$labels\.(\w+) \}\}",
+            lambda label: KNOWN[label[1]],
+            re.sub(r"\{\{ \$value[^}]*\}\}", value, text),
+        )
         for key, text in RULES[name]["annotations"].items()
     }
     severity = {"severity": RULES[name]["labels"]["severity"]}
