@@ -73,6 +73,7 @@ class AccessLog:
                 "PATH_INFO": path,
                 "QUERY_STRING": query,
                 "SERVER_PROTOCOL": f"HTTP/{request.version}",
+                "poolparty.pool": request.dispatcher.name,
             }
             # The parser leaves a tab behind a value, which is no part of it (RFC 9110, 5.5).
             headers = [(_escape(name), _escape(value.strip(b" \t"))) for name, value in request.fields]
@@ -125,6 +126,7 @@ def _as_json(
             "seconds": round(seconds, 6),
             "queue_wait": None if wait is None else float(wait),
             "service_time": None if service is None else float(service),
+            "pool": environ.get("poolparty.pool"),
             "worker_pid": None if pid is None else int(pid),
             "request_id": fields.get("x-request-id"),
             "traceparent": fields.get("traceparent"),

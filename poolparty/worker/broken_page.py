@@ -13,7 +13,6 @@ from poolparty.stats.scoreboard import COUNTER_INDEX
 from poolparty.wire.frames import ResponseHead
 
 if TYPE_CHECKING:
-    from poolparty.stats.notice import Notice
     from poolparty.worker.dispatcher import Dispatcher
     from poolparty.worker.request import Request
 
@@ -35,15 +34,12 @@ pre {{ background: #eee; overflow-x: auto; padding: 1em }}
 
 
 class BrokenPage:
-    """Answers for the pool as long as the arbiter's notice says something."""
-
-    def __init__(self, notice: Notice) -> None:
-        self._notice = notice
+    """Answers for a pool as long as the arbiter's notice about it says something."""
 
     def takes(self, request: Request) -> bool:
         """Answer a request if the application is broken: a page for a browser, a text for all others, both
         503."""
-        text = self._notice.read()
+        text = request.dispatcher.notice.read()
         connection = request.connection
         if not text or connection is None:
             return False
@@ -62,7 +58,7 @@ class BrokenPage:
 
     def sweep(self, dispatcher: Dispatcher) -> None:
         """Answer what has come before the application broke, and waits for a child."""
-        if dispatcher.queue and self._notice.read():
+        if dispatcher.queue and dispatcher.notice.read():
             for request in list(dispatcher.queue):
                 dispatcher.forget(request)
                 self.takes(request)

@@ -108,7 +108,7 @@ class Connection(RequestReader):
         self._stop_reading_body()
         request, self.current = self.current, None
         if request is not None:
-            self.server.dispatcher.forget(request)
+            request.dispatcher.forget(request)
             if self._lease is not None:
                 self._lease.resume_reading()
                 self._lease = None
@@ -120,8 +120,8 @@ class Connection(RequestReader):
         request.connection = None
         self._forget_spool(request.body)
         started, self._started_response = self._started_response, None
-        self.server.count(_ABANDONED)
-        self.server.add(_BYTES_SENT, self._sent)
+        request.dispatcher.count(_ABANDONED)
+        request.dispatcher.add(_BYTES_SENT, self._sent)
         self.server.log_access(self, request, started.status if started else 499, self._sent)
         self._sent = 0
 
@@ -138,7 +138,7 @@ class Connection(RequestReader):
         self._last = True
         if self.current is not None:
             # True keeps the transport: the answer's end closes it.
-            return not self.server.dispatcher.waits(self.current)
+            return not self.current.dispatcher.waits(self.current)
         if self._pending:
             return True
         self._ending()
@@ -175,7 +175,7 @@ class Connection(RequestReader):
         takes = self.server.takes
         if takes is not None and takes(request):
             return
-        if not self.server.dispatcher.submit(request, request.accepted):
+        if not request.dispatcher.submit(request, request.accepted):
             self.fail(request, 503)
 
     def _spool_moved(self, spool: SpooledBody) -> None:
@@ -193,6 +193,7 @@ class Connection(RequestReader):
         """Answer an error once what came before it is answered, read nothing more, and close."""
         self._last = True
         self._error = error
+        self._error_counts = self.server if self._request is None else self._request[0].dispatcher
         self._refused_head = self._begun and self._method == b"HEAD"
         self._stop_reading_body()
         if self.current is None and not self._pending:
@@ -209,8 +210,8 @@ class Connection(RequestReader):
         server = self.server
         data = own_response(error.status, str(error), server.date, self._refused_head, CLOSE)
         self.transport.write(data)
-        server.count(_REJECTED)
-        server.add(_BYTES_SENT, len(data))
+        self._error_counts.count(_REJECTED)
+        self._error_counts.add(_BYTES_SENT, len(data))
         server.log_access(self, None, error.status, len(data))
         self._linger()
 
@@ -292,7 +293,8 @@ class Connection(RequestReader):
             data = b"".join((rendered.start, end, b"" if rendered.bodiless or request.is_head else body))
         self.transport.write(data)
         size = len(data)
-        words, base = server.words, server.base
+        dispatcher = request.dispatcher
+        words, base = dispatcher.words, dispatcher.base
         words[base + outcome] += 1
         if outcome == _ANSWERED:
             words[base + rendered.counter] += 1
@@ -318,7 +320,7 @@ class Connection(RequestReader):
             self.unusable(request, error)
             return False
         if size is None:
-            server.count(_STREAMED)
+            request.dispatcher.count(_STREAMED)
             if request.is_head or rendered.bodiless:
                 self.send_response(request, head, b"")
                 return False
@@ -383,10 +385,11 @@ class Connection(RequestReader):
             sent = self._sent
             self._started_response = None
             self._sent = 0
-            self.server.count(outcome)
+            dispatcher = request.dispatcher
+            dispatcher.count(outcome)
             if outcome == _ANSWERED:
-                self.server.count(rendered.counter)
-            self.server.add(_BYTES_SENT, sent)
+                dispatcher.count(rendered.counter)
+            dispatcher.add(_BYTES_SENT, sent)
             self.server.log_access(self, request, rendered.status, sent)
             self._finished(request, sent)
 
@@ -437,8 +440,8 @@ class Connection(RequestReader):
         self.current = None
         request.connection = None
         self._forget_spool(request.body)
-        self.server.count(outcome)
-        self.server.add(_BYTES_SENT, self._sent)
+        request.dispatcher.count(outcome)
+        request.dispatcher.add(_BYTES_SENT, self._sent)
         self.server.log_access(self, request, rendered.status if rendered else 502, self._sent)
         self.transport.abort()
 
@@ -458,8 +461,8 @@ class Connection(RequestReader):
         connection = self._connection_field(request, server.draining)
         data = own_response(status, SENTENCES[status], server.date, request.is_head, connection)
         self.transport.write(data)
-        server.count(_OUTCOME[status])
-        server.add(_BYTES_SENT, len(data))
+        request.dispatcher.count(_OUTCOME[status])
+        request.dispatcher.add(_BYTES_SENT, len(data))
         server.log_access(self, request, status, len(data))
         self._finished(request, len(data))
 
@@ -472,8 +475,8 @@ class Connection(RequestReader):
         connection = self._connection_field(request, server.draining)
         data = own_response(status, sentence, server.date, request.is_head, connection)
         self.transport.write(data)
-        server.count(_OUTCOME[502])
-        server.add(_BYTES_SENT, len(data))
+        request.dispatcher.count(_OUTCOME[502])
+        request.dispatcher.add(_BYTES_SENT, len(data))
         server.log_access(self, request, status, len(data))
         self._finished(request, len(data))
 

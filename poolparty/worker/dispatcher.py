@@ -1,5 +1,5 @@
-"""Gives each request of this HTTP worker to one leased child, in order of arrival, and its answer back to the
-connection.
+"""Gives each request that this HTTP worker has for a pool to one leased child, in order of arrival, and its
+answer back to the connection. There is one for each pool; channel.py is what they share.
 
 The idle leases are a stack: the child that answered last runs next, so that the others fall asleep for good
 and can be retired. lease.py is about one of them.
@@ -11,9 +11,7 @@ after it, not at each request. The arbiter never waits for us, nor we for it.
 from __future__ import annotations
 
 import asyncio
-import os
 import select
-import socket
 from collections import OrderedDict, deque
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -25,15 +23,15 @@ from poolparty.stats.scoreboard import (
     Scoreboard,
     SeatWord,
 )
-from poolparty.wire import seat as messages
-from poolparty.wire.seat import Lend, Reason, Recall, Return, Want
+from poolparty.wire.seat import Lend, Reason
 from poolparty.worker.access import quoted
 from poolparty.worker.lease import LARGE_PIPE, Lease
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from poolparty.arbiter.pool_thread import Seat
+    from poolparty.arbiter.seats import Seat, Share
+    from poolparty.worker.channel import Channel
     from poolparty.worker.request import Request
     from poolparty.worker.server import Server
 
@@ -51,8 +49,8 @@ PASSAGE_SIZE = 256 * 1024
 """Bytes of the buffer that large bodies pass through: it stays in the processor's cache."""
 
 PIPE_BUDGET = 32 * LARGE_PIPE
-"""Bytes of such pipes in one HTTP worker: a user's are limited (fs.pipe-user-pages-soft, 64 MiB by
-default)."""
+"""Bytes of such pipes in one HTTP worker, shared among its pools: a user's are limited
+(fs.pipe-user-pages-soft, 64 MiB by default)."""
 
 NOTABLE = 0.1
 """Seconds: what a child has run for longer is told on the scoreboard at the next sweep."""
@@ -99,12 +97,17 @@ class Pace:
 
 
 class Dispatcher:
-    """The leases of this HTTP worker and the requests that wait for one."""
+    """The leases that this HTTP worker has of one pool, and the requests that wait for one."""
 
-    def __init__(self, server: Server, seat: Seat, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, server: Server, seat: Seat, share: Share, channel: Channel, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        """share: the pool's, one of `seat.pools`."""
         self.server = server
         self.loop = loop
-        self.board: Scoreboard = seat.scoreboard
+        self.name = share.config.name
+        self.notice = share.notice
+        self.board: Scoreboard = share.scoreboard
         self.words: memoryview[int] = self.board.words
         self.times: memoryview[float] = self.board.times
         self.idle: list[Lease] = []
@@ -113,24 +116,33 @@ class Dispatcher:
         self.leases: dict[int, Lease] = {}
         self.queue: OrderedDict[Request, None] = OrderedDict()
         self.draining = False
-        self._channel: socket.socket = seat.worker_end
-        self._outbox: deque[bytes] = deque()
-        self._base = self.board.seat_base(seat.id)
+        self._channel = channel
+        self.base = self.board.seat_base(seat.id)
         self._timer: asyncio.TimerHandle | None = None
         self._want_delay = WANT_DELAY
         self._pool_down = self.board.pool_base + PoolWord.DOWN
-        self._retried = self._base + COUNTER_INDEX["retried"]
-        self.service = self._base + HISTOGRAM_INDEX["service"]
-        self.queue_wait = self._base + HISTOGRAM_INDEX["queue_wait"]
-        options = server.options
+        self._retried = self.base + COUNTER_INDEX["retried"]
+        self.service = self.base + HISTOGRAM_INDEX["service"]
+        self.queue_wait = self.base + HISTOGRAM_INDEX["queue_wait"]
+        options = share.config.options
         self.prefetch = options.pool_prefetch
         self.passage = memoryview(bytearray(PASSAGE_SIZE))
-        self.pipe_budget = PIPE_BUDGET
+        self.pipe_budget = PIPE_BUDGET // len(seat.pools)
         self._backlog = options.request_backlog
         self._patience = options.worker_spawn_timeout + options.worker_rendezvous_timeout
         self._request_timeout = options.worker_request_timeout
         self._cancel_timeout = options.stream_cancel_timeout
-        loop.add_reader(self._channel.fileno(), self._on_channel)
+        self.max_body = options.max_request_body_size
+
+    # --- counting ------------------------------------------------------------------------------------------
+
+    def count(self, column: int) -> None:
+        """Add one to a counter of this seat's row on the pool's board."""
+        self.words[self.base + column] += 1
+
+    def add(self, column: int, amount: int) -> None:
+        """Add to a counter of this seat's row on the pool's board."""
+        self.words[self.base + column] += amount
 
     # --- requests ------------------------------------------------------------------------------------------
 
@@ -334,14 +346,13 @@ class Dispatcher:
             self.idle.remove(lease)
         lease.close()
         self.pipe_budget += LARGE_PIPE * len(lease.enlarged)
-        self.words[self._base + SeatWord.LEASES] = len(self.leases)
-        self._send(messages.encode(Return(lease.number, reason)))
+        self.words[self.base + SeatWord.LEASES] = len(self.leases)
+        self._channel.give_back(lease.number, reason)
 
     def drain(self) -> None:
-        """This HTTP worker leaves: idle children go back at once, busy ones as soon as nothing waits for
+        """The HTTP worker leaves: idle children go back at once, busy ones as soon as nothing waits for
         them."""
         self.draining = True
-        self.words[self._base + SeatWord.DRAINING] = 1
         while self.idle:
             self.give_back(self.idle.pop(), Reason.IDLE)
 
@@ -350,35 +361,11 @@ class Dispatcher:
         """Whether any request waits or runs."""
         return bool(self.queue) or any(lease.outstanding for lease in self.leases.values())
 
-    def _on_channel(self) -> None:
-        while True:
-            try:
-                packet, fds, flags, _ = socket.recv_fds(
-                    self._channel, messages.MAX_PACKET, messages.LEND_FDS, socket.MSG_CMSG_CLOEXEC
-                )
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError:
-                packet, fds, flags = b"", [], 0
-            if not packet:
-                self.loop.remove_reader(self._channel.fileno())
-                self.server.arbiter_died()
-                return
-            message = messages.decode(packet)
-            if isinstance(message, Lend):
-                self._take(message, fds, bool(flags & socket.MSG_CTRUNC))
-            elif isinstance(message, Recall):
-                self._recall(message.lease)
-
-    def _take(self, lend: Lend, fds: list[int], truncated: bool) -> None:
-        if truncated or len(fds) != messages.LEND_FDS:
-            for fd in fds:
-                os.close(fd)
-            self._send(messages.encode(Return(lend.lease, Reason.REFUSED)))
-            return
-        self.leases[lend.lease] = lease = Lease(self, lend, *fds)
+    def take(self, lend: Lend, stdin: int, stdout: int) -> None:
+        """A child is lent to us, with the two ends of its pipes."""
+        self.leases[lend.lease] = lease = Lease(self, lend, stdin, stdout)
         lease.resume_reading()
-        self.words[self._base + SeatWord.LEASES] = len(self.leases)
+        self.words[self.base + SeatWord.LEASES] = len(self.leases)
         if self.queue:
             self.run_next(lease)
         elif self.draining:
@@ -386,10 +373,9 @@ class Dispatcher:
         else:
             self.idle.append(lease)
 
-    def _recall(self, number: int) -> None:
-        lease = self.leases.get(number)
-        if lease is None:
-            return
+    def recall(self, number: int) -> None:
+        """The arbiter wants a child back: now, or as soon as it has answered."""
+        lease = self.leases[number]
         if lease.outstanding:
             lease.recalled = True
         else:
@@ -409,37 +395,14 @@ class Dispatcher:
     def _want(self) -> None:
         """Tell the arbiter how many wait and since when, and tell it again later if they still do."""
         oldest = next(iter(self.queue)).accepted
-        self.times[self._base + SeatWord.OLDEST] = oldest
-        self.words[self._base + SeatWord.QUEUED] = len(self.queue)
-        self._send(messages.encode(Want()))
+        self.times[self.base + SeatWord.OLDEST] = oldest
+        self.words[self.base + SeatWord.QUEUED] = len(self.queue)
+        self._channel.want()
         self._timer = self.loop.call_later(self._want_delay, self._want)
         self._want_delay = min(2 * self._want_delay, WANT_DELAY_MAX)
 
     def _stop_waiting(self) -> None:
-        self.words[self._base + SeatWord.QUEUED] = 0
+        self.words[self.base + SeatWord.QUEUED] = 0
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-
-    def _send(self, packet: bytes) -> None:
-        if not self._outbox:
-            try:
-                self._channel.send(packet)
-                return
-            except (BlockingIOError, InterruptedError):
-                self.loop.add_writer(self._channel.fileno(), self._on_channel_writable)
-            except OSError:
-                return  # the arbiter is gone; end of file on the channel says so too
-        self._outbox.append(packet)
-
-    def _on_channel_writable(self) -> None:
-        while self._outbox:
-            try:
-                self._channel.send(self._outbox[0])
-            except (BlockingIOError, InterruptedError):
-                return
-            except OSError:
-                self._outbox.clear()
-                break
-            self._outbox.popleft()
-        self.loop.remove_writer(self._channel.fileno())

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, cast
 import httptools
 
 from poolparty.errors import RequestError
+from poolparty.pool.routing import find
 from poolparty.stats.scoreboard import COUNTER_INDEX
 from poolparty.wire.bare import UINT, encode_string, encode_uint
 from poolparty.wire.frames import MAX_PAYLOAD, encode_headers
@@ -35,6 +36,7 @@ from poolparty.worker.request import (
     Request,
     build_request,
     finish_request,
+    host_and_target,
     line_fault,
     may_become_request_line,
     not_normal,
@@ -44,7 +46,9 @@ from poolparty.worker.request_id import SIZE as ID_SIZE
 from poolparty.worker.spooled import FULL
 
 if TYPE_CHECKING:
+    from poolparty.pool.routing import Table
     from poolparty.worker.connection import Connection
+    from poolparty.worker.dispatcher import Dispatcher
     from poolparty.worker.server import Server
     from poolparty.worker.spooled import SpooledBody
 
@@ -108,8 +112,10 @@ class RequestReader(asyncio.Protocol):
         "_block_id",
         "_block_origin",
         "_block_start",
+        "_block_table",
         "_completed",
         "_error",
+        "_error_counts",
         "_fields",
         "_id_is_new",
         "_in_body",
@@ -175,6 +181,7 @@ class RequestReader(asyncio.Protocol):
         self._spool_mark = 0  # bytes of it after which its client has earned more time
         self._pending: deque[Request] | None = None
         self._error: RequestError | None = None  # to be answered once what came before it is
+        self._error_counts: Server | Dispatcher = server  # where it counts: with a pool, if that is known
         self._refused_head = False  # it is about a HEAD request
         self._last = False  # no request is read any more
         self._paused_reading = False
@@ -188,6 +195,7 @@ class RequestReader(asyncio.Protocol):
         self._block_origin = b""
         self._block_headers = b""
         self._block_fields: list[tuple[bytes, bytes]] = []
+        self._block_table: Table[Dispatcher] = ()  # where routes of its host lead, if there are several pools
         self._block_id = False  # whether each gets an X-Request-Id of its own
         self._id_is_new = False  # the last request was given one
 
@@ -368,6 +376,9 @@ class RequestReader(asyncio.Protocol):
         self._block_headers = encode_headers(headers) + b"\0"
         self._block_fields = request.fields
         self._block_id = self._id_is_new
+        router = self.server.router
+        if router is not None:
+            self._block_table = router.table(host_and_target(uri)[0])
 
     def _repeats(self, data: bytes) -> bool:
         """Take a request whose fields are, byte for byte, those of the one before it. False: the parser has
@@ -407,9 +418,11 @@ class RequestReader(asyncio.Protocol):
             )
         )
         request = Request(self, head, method, target, "1.1", fields, True)  # type: ignore[arg-type]
+        dispatcher = server.dispatcher if server.router is None else find(self._block_table, target)
+        request.dispatcher = dispatcher
         request.remote = start[1:]
         request.accepted = monotonic()
-        server.words[server.base + _REQUESTS] += 1
+        dispatcher.words[dispatcher.base + _REQUESTS] += 1
         self._submit(request)
         return True
 
@@ -446,8 +459,15 @@ class RequestReader(asyncio.Protocol):
             fields,
             keep_alive,
         )
+        request, headers, uri = built
+        if server.router is None:
+            dispatcher = server.dispatcher
+        else:
+            host, target = host_and_target(uri)
+            dispatcher = find(server.router.table(host), target)
+        request.dispatcher = dispatcher
         if server.ids is not None:
-            self._id_is_new = server.ids.settle(built[0], built[1], self.trusted)
+            self._id_is_new = server.ids.settle(request, headers, self.trusted)
         self._request = built
         self._in_body = True
         self._fields = []
@@ -462,14 +482,14 @@ class RequestReader(asyncio.Protocol):
             raise RequestError(400, "a request that asks for an upgrade may have no body here")
         self._left = CHUNKED if chunked else length
         self._past_parser = not chunked and length > LARGE_BODY
-        if length > server.max_body:
-            raise RequestError(413, f"the body is larger than {server.max_body} bytes")
-        if length > MAX_FRAME_BODY and not server.dispatcher.takes_files():
+        if length > dispatcher.max_body:
+            raise RequestError(413, f"the body is larger than {dispatcher.max_body} bytes")
+        if length > MAX_FRAME_BODY and not dispatcher.takes_files():
             raise RequestError(413, f"the body is larger than {MAX_FRAME_BODY} bytes")
         self._spool = None
         if length > server.spool_size:
-            self._start_spool(built[0])
-        if (length or chunked) and built[0].expects_continue and self.current is None and not self._pending:
+            self._start_spool(request)
+        if (length or chunked) and request.expects_continue and self.current is None and not self._pending:
             # Behind another request it waits: its client sends the body anyhow after a while (RFC 9110,
             # 10.1.1).
             self.transport.write(CONTINUE)
@@ -479,8 +499,8 @@ class RequestReader(asyncio.Protocol):
             return
         request = self._request[0]
         request.body_size += len(body)
-        if request.body_size > self.server.max_body:
-            raise RequestError(413, f"the body is larger than {self.server.max_body} bytes")
+        if request.body_size > request.dispatcher.max_body:
+            raise RequestError(413, f"the body is larger than {request.dispatcher.max_body} bytes")
         if self._spool is not None:
             self._write_spool(self._spool, body, request.body_size)
             return
@@ -559,9 +579,10 @@ class RequestReader(asyncio.Protocol):
         finish_request(request, headers, uri, remote)
         self._completed = None if request.body_size or self._pending else (request, headers, uri)
         request.accepted = monotonic()
-        server.count(_REQUESTS)
+        dispatcher = request.dispatcher
+        dispatcher.count(_REQUESTS)
         if request.body_size:
-            server.add(_BYTES_RECEIVED, request.body_size)
+            dispatcher.add(_BYTES_RECEIVED, request.body_size)
         if not request.keep_alive:
             self._last = True
         if self.current is None and not self._pending:

@@ -22,6 +22,7 @@ from poolparty.wire.path import PLAIN, normal_path
 
 if TYPE_CHECKING:
     from poolparty.worker.connection import Connection
+    from poolparty.worker.dispatcher import Dispatcher
     from poolparty.worker.spooled import SpooledBody
 
 MAX_CACHED = 1024
@@ -60,6 +61,7 @@ class Request:
         "body",
         "body_size",
         "connection",
+        "dispatcher",
         "expects_continue",
         "fields",
         "head",
@@ -76,6 +78,7 @@ class Request:
     )
 
     connection: Connection | None
+    dispatcher: Dispatcher  # of the pool that it is for; also what it comes to is counted there
     remote: bytes  # `host:port` as a BARE string: the peer, or behind a trusted proxy its client
     body: list[bytes | bytearray] | SpooledBody
     accepted: float  # seconds, time.monotonic(): when it had arrived whole
@@ -240,6 +243,13 @@ def build_request(
     request = Request(connection, b"", method, target, version, fields, keep_alive)
     request.expects_continue = expects_continue
     return request, headers, uri
+
+
+def host_and_target(uri: bytes) -> tuple[bytes, bytes]:
+    """What a frame's uri says of its host, the port included, and what follows: path and query."""
+    start = uri.index(b"://") + 3
+    end = uri.index(b"/", start)
+    return uri[start:end], uri[end:]
 
 
 def finish_request(request: Request, headers: dict[bytes, bytes], uri: bytes, remote: bytes) -> None:

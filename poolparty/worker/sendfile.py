@@ -185,7 +185,7 @@ class Sendfile:
             if answer.sentence is not None:
                 answer.head.headers += order.but(OF_SUCCESS)
             elif answer.head.status != 304:
-                self._server.count(FILES_SENT)
+                request.dispatcher.count(FILES_SENT)
             await self.sender.send_file(request, form, file, answer)
         except (UnfitError, OSError) as error:
             why = error.strerror if isinstance(error, OSError) else f"{error}"

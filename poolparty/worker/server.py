@@ -1,5 +1,5 @@
-"""What the connections of one HTTP worker share: options, the dispatcher, time limits, counters, the access
-log.
+"""What the connections of one HTTP worker share: options, a dispatcher for each pool, time limits, counters,
+the access log.
 
 A coarse tick looks at deadlines, so that no request needs a timer; the Date field is made once a second.
 """
@@ -17,8 +17,10 @@ from email.utils import formatdate
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any
 
+from poolparty.pool.routing import Router
 from poolparty.stats.scoreboard import COUNTER_INDEX, SeatWord
 from poolparty.worker.access import AccessLog
+from poolparty.worker.channel import Channel
 from poolparty.worker.connection import Connection
 from poolparty.worker.dispatcher import Dispatcher
 from poolparty.worker.forwarded import NO_PEER, Proxies, host_and_port
@@ -29,7 +31,7 @@ from poolparty.worker.response import CLOSE, own_response
 from poolparty.worker.spooled import Spool
 
 if TYPE_CHECKING:
-    from poolparty.arbiter.pool_thread import Seat
+    from poolparty.arbiter.seats import Seat
     from poolparty.settings import Options
     from poolparty.wire.frames import ResponseHead
     from poolparty.worker.admin_pages import AdminPages
@@ -95,14 +97,15 @@ class Server:
         self.head_limit = self.limit_request_line + self.limit_request_fields * (
             self.limit_request_field_size + 4
         )
-        self.max_body = options.max_request_body_size
         self.spool_size = options.request_spool_size
         self.spool = Spool(os.path.abspath(options.request_spool_dir or tempfile.gettempdir()), loop)
         self.read_timeout = options.request_read_timeout
         self.write_timeout = options.request_write_timeout
         self.keepalive = float(cfg.keepalive)
         self.max_connections = connections_that_fit(
-            cfg.worker_connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0], options.max_pool_size
+            cfg.worker_connections,
+            resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+            sum(share.config.options.max_pool_size for share in seat.pools),
         )
         if self.max_connections < cfg.worker_connections:
             log.warning(
@@ -114,7 +117,16 @@ class Server:
         self.connections: set[Connection] = set()
         self.words = seat.scoreboard.words
         self.base = seat.scoreboard.seat_base(seat.id)
-        self.dispatcher = Dispatcher(self, seat, loop)
+        channel = Channel(seat.worker_end, loop, self.arbiter_died)
+        # One for each pool. The first one's board is the seat's own, on which connections are counted.
+        self.dispatchers = [Dispatcher(self, seat, share, channel, loop) for share in seat.pools]
+        self.dispatcher = self.dispatchers[0]
+        self.router: Router[Dispatcher] | None = None  # with one pool there is nothing to look for
+        if len(self.dispatchers) > 1:
+            pairs = zip(seat.pools, self.dispatchers, strict=True)
+            routes = [(route, dispatcher) for share, dispatcher in pairs for route in share.config.routes]
+            self.router = Router(routes, self.dispatcher)
+        channel.serve(self.dispatchers)
         self.static: StaticFiles | None = None
         self.broken: BrokenPage | None = None
         # Who may answer a request in the pool's place: mostly nobody, which costs one look at an attribute.
@@ -132,7 +144,7 @@ class Server:
         if cfg.reload:
             from poolparty.worker.broken_page import BrokenPage
 
-            self.broken = BrokenPage(seat.pools[0].notice)
+            self.broken = BrokenPage()
             takes, broken = self.takes, self.broken.takes
             self.takes = broken if takes is None else lambda request: takes(request) or broken(request)
         self.admin: AdminPages | None = None
@@ -150,7 +162,7 @@ class Server:
         self._flushing: dict[Connection, tuple[float, int]] = {}
         self._drain_deadline = float("inf")
         self._next_sweep = 0.0
-        self._scoreboard = seat.scoreboard
+        self._boards = [share.scoreboard for share in seat.pools]
         self._on_orphaned = on_orphaned
         self.proxies: Proxies = Proxies(cfg.forwarded_allow_ips)
         self._make_date()
@@ -162,11 +174,11 @@ class Server:
     # --- counting ------------------------------------------------------------------------------------------
 
     def count(self, column: int) -> None:
-        """Add one to a counter of this seat's row."""
+        """Add one to a counter of connections, or of what is known of no pool."""
         self.words[self.base + column] += 1
 
     def add(self, column: int, amount: int) -> None:
-        """Add to a counter of this seat's row."""
+        """Add to such a counter."""
         self.words[self.base + column] += amount
 
     # --- connections ---------------------------------------------------------------------------------------
@@ -219,10 +231,12 @@ class Server:
         now = monotonic()
         if int(time()) != self._date_second:
             self._make_date()
-        self.dispatcher.sweep(now)
+        for dispatcher in self.dispatchers:
+            dispatcher.sweep(now)
         self.spool.clear()
         if self.broken is not None:
-            self.broken.sweep(self.dispatcher)
+            for dispatcher in self.dispatchers:
+                self.broken.sweep(dispatcher)
         if self._flushing:
             self._sweep_flushing(now)
         if now >= self._next_sweep:
@@ -255,19 +269,22 @@ class Server:
         if not self.draining:
             self.draining = True
             self._drain_deadline = monotonic() + DRAIN_LINGER
-            self.dispatcher.drain()
+            self.words[self.base + SeatWord.DRAINING] = 1
+            for dispatcher in self.dispatchers:
+                dispatcher.drain()
 
     @property
     def finished(self) -> bool:
         """Whether everything that was asked before the drain has been answered."""
-        return not self.connections and not self.dispatcher.busy
+        return not self.connections and not any(dispatcher.busy for dispatcher in self.dispatchers)
 
     def arbiter_died(self) -> None:
         """Nobody manages the children any more: end every one of them, and leave."""
         self.log.critical('msg="the arbiter has died" action="ending all workers"')
-        for pid in self._scoreboard.child_pids():
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(pid, signal.SIGKILL)
+        for board in self._boards:
+            for pid in board.child_pids():
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(pid, signal.SIGKILL)
         self._on_orphaned()
 
     # --- the access log ------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from poolparty.wire.seat import MAX_PACKET, Lend, Message, Reason, Recall, Retur
 
 leases = st.integers(0, 2**64 - 1)
 messages = st.one_of(
-    st.builds(Lend, leases, st.integers(0, 2**32 - 1), st.integers(1, 2**64 - 1)),
+    st.builds(Lend, leases, st.integers(0, 2**32 - 1), st.integers(1, 2**64 - 1), st.integers(0, 2**16 - 1)),
     st.builds(Recall, leases),
     st.builds(Want),
     st.builds(Return, leases, st.sampled_from(Reason)),

@@ -14,8 +14,11 @@ from typing import Any
 
 from gunicorn.config import Config
 
+from poolparty.arbiter.seats import Share
 from poolparty.errors import AnswerError
+from poolparty.pools import PoolConfig
 from poolparty.settings import Options
+from poolparty.stats.notice import Notice
 from poolparty.stats.scoreboard import COUNTER_INDEX, ChildWord, Scoreboard, SeatWord
 from poolparty.wire import seat as messages
 from poolparty.wire.frames import (
@@ -27,6 +30,7 @@ from poolparty.wire.frames import (
     encode_response,
 )
 from poolparty.wire.seat import Lend, Reason, Recall, Want
+from poolparty.worker.channel import Channel
 from poolparty.worker.dispatcher import Dispatcher
 from poolparty.worker.lease import Lease
 from poolparty.worker.request import Request
@@ -186,16 +190,17 @@ class Pool:
         self.log: list[str] = []
         self.orphaned = False
         server = SimpleNamespace(
-            options=options,
             log=SimpleNamespace(
                 log=lambda level, text, *args: self.log.append(text % args),
                 error=lambda text, *args: self.log.append(text % args),
                 warning=lambda text, *args: self.log.append(text % args),
             ),
-            arbiter_died=self._arbiter_died,
         )
-        seat = SimpleNamespace(id=0, scoreboard=self.board, worker_end=self._worker)
-        self.dispatcher = Dispatcher(server, seat, self.loop)  # type: ignore[arg-type]
+        share: Any = Share(PoolConfig("default", (), options, CFG), self.board, Notice())
+        seat: Any = SimpleNamespace(id=0, pools=(share,))
+        channel = Channel(self._worker, self.loop, self._arbiter_died)
+        self.dispatcher = Dispatcher(server, seat, share, channel, self.loop)  # type: ignore[arg-type]
+        channel.serve([self.dispatcher])
         self.children: list[Child] = []
         self.clients: list[FakeConnection] = []
 

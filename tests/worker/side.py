@@ -5,13 +5,19 @@ from __future__ import annotations
 import re
 import socket
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 from gunicorn.config import Config
 
+from poolparty.arbiter.seats import Share
+from poolparty.pool.routing import parse_route
+from poolparty.pools import PoolConfig
 from poolparty.settings import Options
+from poolparty.stats.notice import Notice
 from poolparty.stats.scoreboard import COUNTER_INDEX, Scoreboard
 from poolparty.wire.frames import HTTPRequest, ResponseHead, decode_request
 from poolparty.worker import connection as connection_module
@@ -108,7 +114,12 @@ class FakeTransport:
 
 
 class FakeDispatcher:
-    def __init__(self) -> None:
+    def __init__(self, server: Any, seat: Any, share: Share, channel: Any, loop: Any) -> None:
+        self.name = share.config.name
+        self.notice = share.notice
+        self.max_body = share.config.options.max_request_body_size
+        self.words = share.scoreboard.words
+        self.base = share.scoreboard.seat_base(seat.id)
         self.submitted: list[Request] = []
         self.forgotten: list[Request] = []
         self.room = True
@@ -124,6 +135,12 @@ class FakeDispatcher:
 
     def waits(self, request: Request) -> bool:
         return id(request) in self.waiting
+
+    def count(self, column: int) -> None:
+        self.words[self.base + column] += 1
+
+    def add(self, column: int, amount: int) -> None:
+        self.words[self.base + column] += amount
 
     def drain(self) -> None:
         pass
@@ -162,7 +179,10 @@ class FakeLog:
 class Side:
     """The server, one connection of it, and the test as its client and as the pool."""
 
-    def __init__(self, **changes: Any) -> None:
+    def __init__(
+        self, *, pools: Sequence[tuple[str, Sequence[str], dict[str, Any]]] = (), **changes: Any
+    ) -> None:
+        """pools: beside the default one: name, routes, options."""
         cfg: dict[str, Any] = {
             "limit_request_line": LINE_LIMIT,
             "limit_request_fields": FIELDS_LIMIT,
@@ -181,13 +201,26 @@ class Side:
         self.log = FakeLog()
         self.board = Scoreboard(1, 1)
         self._channel = socket.socketpair()
-        seat: Any = SimpleNamespace(id=0, scoreboard=self.board, worker_end=self._channel[0])
+        settings = replace(DEFAULTS, **options)
+        share = Share(PoolConfig("default", (), settings, CFG), self.board, Notice())
+        others = tuple(
+            Share(
+                PoolConfig(name, tuple(map(parse_route, routes)), replace(settings, **own), CFG),
+                Scoreboard(1, 1),
+                Notice(),
+            )
+            for name, routes, own in pools
+        )
+        seat: Any = SimpleNamespace(
+            id=0, scoreboard=self.board, pools=(share, *others), worker_end=self._channel[0]
+        )
         loop: Any = SimpleNamespace(add_reader=lambda *args: None)
         for module in CLOCKED:
             module.monotonic = self.clock  # type: ignore[attr-defined]
-        self.server = Server(Settings(**cfg), replace(DEFAULTS, **options), self.log, seat, loop, list)  # type: ignore[arg-type]
-        self.dispatcher: Any = FakeDispatcher()
-        self.server.dispatcher = self.dispatcher
+        with patch.object(server_module, "Dispatcher", FakeDispatcher):
+            self.server = Server(Settings(**cfg), settings, self.log, seat, loop, list)  # type: ignore[arg-type]
+        self.dispatcher: Any = self.server.dispatcher
+        self.boards = {share.config.name: share.scoreboard for share in seat.pools}
         self._answered = 0
         self._read = 0
         self.transport, self.connection = self.connect()
@@ -290,8 +323,9 @@ class Side:
         self.server.tick()
         return self
 
-    def count(self, name: str) -> int:
-        return self.board.words[self.board.seat_base(0) + COUNTER_INDEX[name]]
+    def count(self, name: str, pool: str = "default") -> int:
+        board = self.boards[pool]
+        return board.words[board.seat_base(0) + COUNTER_INDEX[name]]
 
 
 def get(target: bytes = b"/", *fields: bytes, method: bytes = b"GET", version: bytes = b"1.1") -> bytes:

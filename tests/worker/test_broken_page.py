@@ -16,10 +16,11 @@ BROWSER = (b"Accept", b"text/html,application/xhtml+xml,application/xml;q=0.9,*/
 def ask(text: str, *fields: tuple[bytes, bytes]) -> tuple[int, dict[bytes, bytes], str, int] | None:
     answers: list[Any] = []
     connection = SimpleNamespace(send_response=lambda *answer: answers.append(answer))
-    request: Any = SimpleNamespace(connection=connection, fields=list(fields))
     notice = Notice()
     notice.publish(text)
-    if not BrokenPage(notice).takes(request):
+    dispatcher = SimpleNamespace(notice=notice)
+    request: Any = SimpleNamespace(connection=connection, fields=list(fields), dispatcher=dispatcher)
+    if not BrokenPage().takes(request):
         assert answers == []
         return None
     ((asker, head, body, outcome),) = answers

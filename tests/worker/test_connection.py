@@ -27,6 +27,7 @@ from side import (
     post,
 )
 
+from poolparty.stats.scoreboard import SeatWord
 from poolparty.wire.frames import ResponseHead
 from poolparty.worker import reading as reading_module
 from poolparty.worker.connection import LINGER_BYTES, LINGER_TIME
@@ -653,6 +654,7 @@ def test_a_request_that_was_answered_is_not_answered_again(side: Side) -> None:
 def test_draining_answers_what_was_asked_and_says_close_with_the_last_of_it(side: Side) -> None:
     side.send(get(b"/1") + get(b"/2"))
     side.server.drain()
+    assert side.board.words[side.board.seat_base(0) + SeatWord.DRAINING] == 1
     side.answer()
     assert b"Connection" not in side.transport.written
     side.answer()

@@ -346,7 +346,7 @@ def test_a_client_that_leaves_takes_its_file_along(side: SpoolingSide) -> None:
 
 
 def test_a_body_that_no_child_can_take_is_refused_with_its_head(side: SpoolingSide) -> None:
-    side.server.max_body = 1 << 40
+    side.dispatcher.max_body = 1 << 40
     side.dispatcher.takes_files = lambda: False
     side.send(get(b"/", b"Content-Length: 2147483647", method=b"POST"))
     assert side.statuses() == [413]
