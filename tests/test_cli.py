@@ -252,11 +252,11 @@ def test_a_configuration_can_be_a_module(monkeypatch: pytest.MonkeyPatch, elsewh
 # The configurations that come with us.
 
 
-@pytest.mark.parametrize("name", ["minimal.py", "annotated.py"])
+@pytest.mark.parametrize("name", ["minimal.py", "pools.py", "annotated.py"])
 def test_a_configuration_of_ours_serves_both_ways_of_starting(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    command = () if name == "minimal.py" else ("--pool-cmd", "python3 examples/app.py")
+    command = ("--pool-cmd", "python3 examples/app.py") if name == "annotated.py" else ()
     words = ("-c", str(ROOT / "conf" / name), *command)
     ours = start(monkeypatch, *words).cfg
     monkeypatch.setattr(sys, "argv", ["gunicorn", *words])
@@ -265,7 +265,7 @@ def test_a_configuration_of_ours_serves_both_ways_of_starting(
         Options.from_cfg(ours).pool_cmd == Options.from_cfg(stock).pool_cmd == ("python3", "examples/app.py")
     )
     assert stock.worker_class_str == "poolparty.GWorker"
-    if name == "minimal.py":
+    if name != "annotated.py":
         assert ours.bind == stock.bind == ["127.0.0.1:8080"]
 
 
