@@ -1,7 +1,7 @@
 """Completion for bash, zsh and fish, made from the tables of poolparty.programs.
 
 `poolparty-ctl completion SHELL` prints one script for all our commands, to be sourced or kept where the shell
-looks for such. Where a worker's pid is wanted the script asks the running server, by `poolparty-ctl ps`.
+looks for such. Where a worker's pid or a pool's name is wanted the script asks the running server.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from poolparty.programs import (
     FILE,
     GROUP,
     PID,
+    POOL,
     USER,
     Flag,
     Program,
@@ -30,7 +31,11 @@ PLACES = {
     "fish": "~/.config/fish/completions/poolparty.fish, and links for the others",
 }
 
-ASK_PIDS = """ps 2>/dev/null | awk '$2 == "worker" { print $1 }'"""
+ASK = {
+    PID: """ps 2>/dev/null | awk '$2 == "worker" { print $1 }'""",
+    POOL: """stats 2>/dev/null | awk '$1 == "pool" { print substr($2, 6) }'""",
+}
+"""What the server is asked for the values of a kind; it names its pools where it has several."""
 
 
 def _function(program: Program) -> str:
@@ -56,7 +61,7 @@ _poolparty_value() {
     user) found=$(compgen -u -- "$cur") ;;
     group) found=$(compgen -g -- "$cur") ;;
     command) found=$(compgen -c -- "$cur") ;;
-    pid) found=$(compgen -W "$("${COMP_WORDS[0]}" ${socket:+--ctl-socket "$socket"} @ASK_PIDS@)" -- "$cur") ;;
+@ASK@
     words) found=$(compgen -W "$*" -- "$cur") ;;
     esac
     [ -z "$found" ] || mapfile -t COMPREPLY <<<"$found"
@@ -90,8 +95,13 @@ _poolparty_words() {
 """
 
 
+BASH_ASK = """    @KIND@)
+        found=$(compgen -W "$("${COMP_WORDS[0]}" ${socket:+--ctl-socket "$socket"} @ASK@)" -- "$cur") ;;"""
+
+
 def _bash(all_programs: Sequence[Program]) -> Iterator[str]:
-    yield BASH.replace("@ASK_PIDS@", ASK_PIDS)
+    asks = (BASH_ASK.replace("@KIND@", kind).replace("@ASK@", ask) for kind, ask in ASK.items())
+    yield BASH.replace("@ASK@", "\n".join(asks))
     for program in all_programs:
         yield f"{_function(program)}() {{"
         yield "    local cur prev socket"
@@ -135,7 +145,9 @@ def _bash_words(program: Program, names: str) -> Iterator[str]:
             yield "        esac"
         for value in word.values:
             if value.kind:
-                yield f"        case $cur in -*) ;; *) _poolparty_value {value.kind}; return ;; esac"
+                # What stands behind a number is not offered in its place.
+                when = "[[ $prev != *[0-9] ]] || " if value != word.values[0] else ""
+                yield f"        case $cur in -*) ;; *) {when}_poolparty_value {value.kind}; return ;; esac"
         offered = [name for flag in word.flags for name in flag.names]
         offered += [choice for value in word.values for choice in value.words]
         offered += ["--"] if word.runs_command else []
@@ -162,6 +174,7 @@ ZSH_ACTIONS = {
     USER: "_users",
     GROUP: "_groups",
     PID: "_poolparty_pids",
+    POOL: "_poolparty_pools",
     COMMAND: "_normal",
     "": " ",
 }
@@ -171,12 +184,13 @@ def _zsh(all_programs: Sequence[Program]) -> Iterator[str]:
     yield f"#compdef {' '.join(program.name for program in all_programs)}"
     yield "# zsh completion for poolparty, poolparty-ctl and poolparty-compress."
     yield ""
-    yield "_poolparty_pids() {"
-    yield "    local -a socket pids"
-    yield "    [[ -n $ctl_socket ]] && socket=(--ctl-socket $ctl_socket)"
-    yield f'    pids=(${{(f)"$(poolparty-ctl $socket {ASK_PIDS})"}})'
-    yield "    _values pid $pids"
-    yield "}"
+    for kind, ask in ASK.items():
+        yield f"_poolparty_{kind}s() {{"
+        yield "    local -a socket found"
+        yield "    [[ -n $ctl_socket ]] && socket=(--ctl-socket $ctl_socket)"
+        yield f'    found=(${{(f)"$(poolparty-ctl $socket {ask})"}})'
+        yield f"    (( $#found )) && _values {kind} $found"
+        yield "}"
     for program in all_programs:
         yield ""
         yield f"{_zsh_function(program)}() {{"
@@ -259,22 +273,14 @@ FISH_ACTIONS = {
     USER: "-x -a '(__fish_complete_users)'",
     GROUP: "-x -a '(__fish_complete_groups)'",
     PID: "-x -a '(__poolparty_pids)'",
+    POOL: "-x -a '(__poolparty_pools)'",
     COMMAND: "-x -a '(__fish_complete_command)'",
     "": "-x",
 }
-FISH = f"""# fish completion for poolparty, poolparty-ctl and poolparty-compress.
+FISH = """# fish completion for poolparty, poolparty-ctl and poolparty-compress.
 
 function __poolparty_before_command
     not contains -- -- (commandline -opc)
-end
-
-function __poolparty_pids
-    set -l words (commandline -opc)
-    set -l socket
-    if set -l at (contains -i -- --ctl-socket $words)
-        set socket --ctl-socket $words[(math $at + 1)]
-    end
-    $words[1] $socket {ASK_PIDS}
 end
 
 # What stands behind `--` is completed as the command line that it is.
@@ -283,11 +289,27 @@ function __poolparty_command
     set -l at (contains -i -- -- $words)
     and complete -C (string join ' ' -- (string escape -- $words[(math $at + 1)..]) (commandline -ct))
 end
+
+function __poolparty_behind_number
+    string match -qr '[0-9]$' -- (commandline -opc)[-1]
+end
+"""
+FISH_ASK = """
+function __poolparty_@KIND@s
+    set -l words (commandline -opc)
+    set -l socket
+    if set -l at (contains -i -- --ctl-socket $words)
+        set socket --ctl-socket $words[(math $at + 1)]
+    end
+    $words[1] $socket @ASK@
+end
 """
 
 
 def _fish(all_programs: Sequence[Program]) -> Iterator[str]:
     yield FISH
+    for kind, ask in ASK.items():
+        yield FISH_ASK.replace("@KIND@", kind).replace("@ASK@", ask)
     for program in all_programs:
         yield f"complete -c {program.name} -f"
         runs_command = program.argument is not None and program.argument.kind == COMMAND
@@ -310,8 +332,9 @@ def _fish(all_programs: Sequence[Program]) -> Iterator[str]:
                 yield _fish_flag(program, flag, here)
             for value in word.values:
                 if value.kind or value.words:
-                    offers = "(__poolparty_pids)" if value.kind == PID else " ".join(value.words)
-                    yield f"complete -c {program.name} -n '{here}' -a '{offers}' -d {_fish_quote(value.meta)}"
+                    offers = f"(__poolparty_{value.kind}s)" if value.kind in ASK else " ".join(value.words)
+                    when = here if value == word.values[0] else f"{here}; and __poolparty_behind_number"
+                    yield f"complete -c {program.name} -n '{when}' -a '{offers}' -d {_fish_quote(value.meta)}"
         yield ""
 
 

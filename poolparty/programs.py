@@ -23,7 +23,8 @@ from poolparty.settings import OPTIONS, paragraphs
 from poolparty.top.figures import COLUMNS
 from poolparty.wire.control import COMMANDS, Command
 
-FILE, DIRECTORY, USER, GROUP, PID, COMMAND = "file", "directory", "user", "group", "pid", "command"
+FILE, DIRECTORY, USER, GROUP, COMMAND = "file", "directory", "user", "group", "command"
+PID, POOL = "pid", "pool"
 """Kinds of values that a shell can complete; "" for one it cannot, such as a number."""
 
 KINDS = {
@@ -32,6 +33,7 @@ KINDS = {
     "USER": USER,
     "GROUP": GROUP,
     "PID": PID,
+    "POOL": POOL,
     "CMD": COMMAND,
 }
 """What is meant by the name that a value has in the help."""
@@ -82,7 +84,7 @@ class Word:
 
     command: Command
     flags: tuple[Flag, ...]
-    values: tuple[Value, ...]
+    values: tuple[Value, ...]  # in their order
     runs_command: bool  # what follows `--` is a command line
 
 

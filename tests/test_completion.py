@@ -25,6 +25,10 @@ CASES = [
     (["poolparty-ctl", "top", "--sort", "m"], {"memory"}),
     (["poolparty-ctl", "completion", ""], {"bash", "zsh", "fish"}),
     (["poolparty-ctl", "--ctl-socket", "there", "drain", "47"], {"4711", "4712"}),
+    (["poolparty-ctl", "--ctl-socket", "there", "spawn-workers", "2", "ap"], {"api"}),
+    (["poolparty-ctl", "--ctl-socket", "there", "spawn-workers", "de"], set()),
+    (["poolparty-ctl", "--ctl-socket", "there", "restart-workers", "de"], {"default"}),
+    (["poolparty-ctl", "--ctl-socket", "elsewhere", "restart-workers", "de"], set()),
     (["poolparty-ctl", "check", "--ec"], {"--echo"}),
     (["poolparty-compress", "--no"], {"--no-brotli"}),
     (["poolparty-compress", "fol"], {"folder/"}),
@@ -32,13 +36,21 @@ CASES = [
 """Words with the cursor behind the last, and what that may become."""
 
 CTL = """#!/bin/sh
-[ "$*" = "--ctl-socket there ps" ] || exit 1
-echo "PID   ROLE     STATE"
-echo "4710  arbiter  -"
-echo "4711  worker   idle"
-echo "4712  worker   busy"
+case "$*" in
+"--ctl-socket there ps")
+    echo "PID   ROLE     POOL     STATE"
+    echo "4710  arbiter  -        -"
+    echo "4711  worker   default  idle"
+    echo "4712  worker   api      busy" ;;
+"--ctl-socket there stats")
+    echo "workers=2"
+    echo "pool name=default workers=1 idle=1"
+    echo "pool name=api workers=1 idle=0"
+    echo "worker pid=4711 pool=default state=idle" ;;
+*) exit 1 ;;
+esac
 """
-"""In place of poolparty-ctl: a server with two workers."""
+"""In place of poolparty-ctl: a server with two pools, each with a worker."""
 
 
 def shell(name: str, large: bool) -> str:

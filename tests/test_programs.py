@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from poolparty import ctl
-from poolparty.programs import FILE, PID, Value, compressor, control, server
+from poolparty.programs import FILE, PID, POOL, Value, compressor, control, server
 from poolparty.settings import OPTIONS, REFUSED, REFUSED_AT_ODD_VALUES
 from poolparty.wire.control import COMMANDS
 
@@ -41,6 +41,10 @@ def test_every_command_of_poolparty_ctl_is_taken_apart() -> None:
     words = {word.command.name: word for word in control().all_words}
     assert list(words) == [each.name for each in (*COMMANDS, *ctl.WATCHING_COMMANDS, *ctl.LOCAL_COMMANDS)]
     assert words["drain"].values == (Value("PID", PID),)
+    assert words["restart-workers"].values == (Value("POOL", POOL),)
+    assert (
+        words["spawn-workers"].values == words["remove-workers"].values == (Value("N"), Value("POOL", POOL))
+    )
     assert [flag.names for flag in words["stats"].flags] == [("--json",)]
     top = {flag.names[0]: flag.value for flag in words["top"].flags}
     assert top["--once"] is None
