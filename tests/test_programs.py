@@ -11,6 +11,8 @@ from poolparty.wire.control import COMMANDS
 def test_every_option_of_ours_is_there_with_its_reasons() -> None:
     flags = {name: flag for flag in server().flags for name in flag.names}
     for option in OPTIONS:
+        assert (option.flag in flags) != option.in_file_only
+    for option in (option for option in OPTIONS if not option.in_file_only):
         flag = flags[option.flag]
         assert (flag.value is None) == (option.meta is None)
         assert flag.text[0].startswith(" ".join(option.short.split()))

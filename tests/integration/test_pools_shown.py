@@ -1,4 +1,5 @@
-"""Several pools of a real server, as it shows them: commands about one of them, readiness of one."""
+"""Several pools of a real server, as it shows them: figures by pool and in sum, commands about one of them,
+readiness of one of them."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 from client import Client
+from prometheus_client.parser import text_string_to_metric_families
 from server import Server, wait_until
 
 Serve = Callable[..., Server]
@@ -102,3 +104,46 @@ def test_a_pool_that_does_not_start_is_not_ready_by_its_name(two_pools: Callable
         assert ask("/ready") == (200, "ok\n"), "the others serve"
         status, sentence = ask("/ready?pool=nothing")
         assert status == 400 and "default, api" in sentence
+
+
+def test_figures_of_each_pool_and_of_both_agree_wherever_they_are_shown(
+    two_pools: Callable[..., Server],
+) -> None:
+    server = two_pools("--max-pool-size", "2", api={"routes": ["/status"]})
+    wait_pids(server, 1, 1)
+    asked = {"default": 5, "api": 9}
+    with server.connect() as client:
+        for target, count in (("/", asked["default"]), ("/status?code=404", asked["api"])):
+            for _ in range(count):
+                client.ask("GET", target)
+
+    stats = server.stats()
+    assert {pool["name"]: pool["requests"] for pool in stats["pools"]} == asked
+    for pool in stats["pools"]:
+        count = asked[pool["name"]]
+        assert sum(child["requests"] for child in pool["children"]) == count
+        assert pool["outcomes"]["answered"] == count
+        assert [pool["histograms"][name]["count"] for name in ("service", "queue_wait")] == [count] * 2
+    assert [worker["requests"] for worker in stats["http_workers"]] == [14]
+
+    text = server.ctl("stats")
+    assert {"requests=14", "answered=14", "workers=2"} <= set(text)
+    told = {line.split()[1]: line.split()[-2] for line in text if line.startswith("pool ")}
+    assert told == {"name=default": "requests=5", "name=api": "requests=9"}
+    whose = {line.split()[0]: line.split()[2] for line in server.ctl("ps") if " worker " in line}
+    assert whose == {str(pid): name for name, each in pids(server).items() for pid in each}
+
+    with admin(server) as ask:
+        families = list(text_string_to_metric_families(ask("/metrics")[1]))
+    names = [family.name for family in families]
+    assert len(set(names)) == len(names)
+    found = {
+        (sample.name, sample.labels.get("pool"), sample.labels.get("class")): sample.value
+        for family in families
+        for sample in family.samples
+    }
+    for name, count in asked.items():
+        for metric in ("requests_total", "service_seconds_count"):
+            assert found[f"poolparty_{metric}", name, None] == count
+    assert found["poolparty_responses_total", "api", "4xx"] == asked["api"]
+    assert found["poolparty_responses_total", "default", "2xx"] == asked["default"]
