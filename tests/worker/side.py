@@ -173,7 +173,7 @@ class FakeLog:
     def error(self, message: str, *args: Any, **kwargs: Any) -> None:
         self.errors.append(message % args)
 
-    info = warning = error
+    info = warning = critical = error
 
 
 class Side:
