@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
@@ -210,8 +211,10 @@ def test_a_restart_of_one_pool_loses_nothing_and_leaves_the_others_children(
 def test_a_reload_may_change_a_pool_but_not_which_there_are(pools: Callable[..., Server]) -> None:
     server = pools(api=table("api", "/api"), expected=("The new configuration cannot be used",))
     configure(server.directory, {"api": table("new", "/new", max_pool_size=2)})
+    before = server.http_workers()
     server.signal(signal.SIGHUP)
-    wait_until(lambda: server.get("/new").text.startswith("new "), "the new route and program")
+    wait_until(lambda: len(now := server.http_workers()) == 1 and now != before, "a new HTTP worker alone")
+    wait_until(lambda: server.get("/new").text.startswith("new "), "the new program")
     assert server.get("/api").text.startswith("default ")
     configure(server.directory, {"other": table("other", "/new")})
     server.signal(signal.SIGHUP)
@@ -225,11 +228,17 @@ def test_an_upgrade_may_change_which_pools_there_are(pools: Callable[..., Server
     configure(server.directory, {"third": table("third", "/third")}, pidfile="new.pid")
     server.signal(signal.SIGUSR2)
     wait_until(lambda: server.get("/third").text.startswith("third "), "the new server's pool")
-    new = int((server.directory / "new.pid").read_text())
+    new = int((server.directory / "new.pid.2").read_text())
     server.not_its_own.add(new)
     os.kill(new, signal.SIGTERM)
     wait_until(lambda: server.get("/api").text.startswith("api "), "the old one alone again")
-    wait_until(lambda: server.ctl_socket.exists(), "its control socket")
+
+    def steered() -> bool:
+        with contextlib.suppress(OSError):
+            return bool(server.stats()["arbiter"]["pid"] == server.pid)
+        return False
+
+    wait_until(steered, "it has its control socket back")
 
 
 def test_the_total_bounds_all_pools_together(pools: Callable[..., Server]) -> None:
@@ -240,10 +249,13 @@ def test_the_total_bounds_all_pools_together(pools: Callable[..., Server]) -> No
     clients = [server.connect() for _ in range(10)]
     for number, client in enumerate(clients):
         client.request(target="/" if number % 2 else "/api")
-    wait_until(lambda: sum(pool["busy"] for pool in server.stats()["pools"]) == 4, "as many as there may be")
-    shown = server.stats()["pools"]
-    assert sum(pool["workers"] for pool in shown) == 4 and all(pool["workers"] >= 1 for pool in shown)
-    assert sum(pool["queued"] for pool in shown) == 6
+
+    def total(name: str) -> int:
+        return sum(pool[name] for pool in server.stats()["pools"])
+
+    # How many wait is told again and again, and so a little late.
+    wait_until(lambda: (total("busy"), total("queued")) == (4, 6), "as many run as there may be")
+    assert total("workers") == 4 and all(pool["workers"] >= 1 for pool in server.stats()["pools"])
     for gate in gates:
         gate.unlink()
     assert all(client.answer().status == 200 for client in clients)
