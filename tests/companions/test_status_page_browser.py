@@ -361,6 +361,34 @@ def test_several_pools_have_a_row_each_whose_buttons_act_on_that_pool_alone(
         page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
+def test_a_full_pool_and_its_queue_stand_out_beside_one_at_rest(page: Page, tmp_path: Path) -> None:
+    config = tmp_path / "two.py"
+    config.write_text('pools = {"api": {"routes": ["/gate"], "max_pool_size": 1}}\n')
+    with served(page, tmp_path, "--config", str(config)) as server:
+        page.open(admin(server))
+        with server.gate() as gate:
+            clients = [server.connect() for _ in range(2)]
+            for client in clients:
+                client.request("GET", gate)
+            shown = page.wait(
+                lambda shown: [row["Queued"][:1] for row in shown["pools"]] == ["0", "1"], "a queue"
+            )
+            default, api = shown["pools"]
+            assert (default["Busy"], api["Busy"]) == ("0 of 1", "1 of 1")
+            assert re.fullmatch(r"1\nlongest \d+(\.\d+)? m?s", api["Queued"])
+            marked = page.driver.execute_script(
+                "return [...document.querySelectorAll('#pools td.warn')]"
+                ".map((cell) => cell.closest('tr').dataset.name)"
+            )
+            assert marked == ["api", "api"], "busy and queued"
+            rates = page.wait(
+                lambda shown: shown["pools"][1]["Requests/s"] not in ("0", "–"), "its requests per second"
+            )
+            assert rates["pools"][0]["Requests/s"] == "0"
+        assert [client.answer().status for client in clients] == [200, 200]
+        page.wait(lambda shown: same_pools(shown, server.stats()), "what the server says, after all")
+
+
 def test_below_the_admin_prefix_it_shows_and_has_no_buttons(page: Page, tmp_path: Path) -> None:
     with served(page, tmp_path, "--admin-prefix", "/-/pool/") as server:
         server.wait_ready(1)

@@ -4,6 +4,7 @@ readiness of one of them."""
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from client import Client
 from prometheus_client.parser import text_string_to_metric_families
-from server import Server, wait_until
+from server import Server, program, wait_until
 
 Serve = Callable[..., Server]
 NAMES = ("default", "api")
@@ -132,6 +133,22 @@ def test_figures_of_each_pool_and_of_both_agree_wherever_they_are_shown(
     assert told == {"name=default": "requests=5", "name=api": "requests=9"}
     whose = {line.split()[0]: line.split()[2] for line in server.ctl("ps") if " worker " in line}
     assert whose == {str(pid): name for name, each in pids(server).items() for pid in each}
+
+    command = [
+        *program("poolparty-ctl"),
+        "--ctl-socket",
+        str(server.ctl_socket),
+        "top",
+        "--once",
+        "-d",
+        "0.1",
+    ]
+    shown = subprocess.run(
+        command, capture_output=True, text=True, timeout=30, check=True
+    ).stdout.splitlines()
+    assert shown[0].startswith("2 pools: ready, up ")
+    assert [line.split()[:5] for line in shown[3:5]] == [[name, *"0 busy of 1,".split()] for name in NAMES]
+    assert {line.split()[0]: line.split()[2] for line in shown if " worker " in line} == whose
 
     with admin(server) as ask:
         families = list(text_string_to_metric_families(ask("/metrics")[1]))
