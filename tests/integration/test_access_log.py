@@ -141,6 +141,7 @@ def test_a_line_in_json_parses_whatever_a_client_sends(serve: Serve, tmp_path: P
         assert found["status"] == status
         assert line.isascii() and line.decode().isprintable()
         if status != 400 and b"\r" not in target + referer + agent:
+            assert found["pool"] == "default"
             assert sent(found["target"]) == b"/" + target
             assert sent(found["referer"]) == referer.strip(b" \t")
             assert sent(found["user_agent"]) == agent.strip(b" \t")
