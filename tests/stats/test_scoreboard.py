@@ -7,10 +7,11 @@ import time
 
 import pytest
 
-from poolparty.stats.counters import COUNTERS, OUTCOMES
+from poolparty.stats.counters import BUCKETS, COUNTERS, OUTCOMES
 from poolparty.stats.scoreboard import (
     CHILD_WORDS,
     COUNTER_INDEX,
+    HISTOGRAM_INDEX,
     POOL_WORDS,
     RUNS_BYTES,
     RUNS_WORDS,
@@ -60,6 +61,17 @@ def test_totals_are_the_sums_over_all_seats(board: Scoreboard) -> None:
     assert totals.pop("answered") == 111
     assert totals.pop("bytes_sent") == 2**40
     assert set(totals.values()) == {0}
+
+
+@pytest.mark.parametrize("seat", [0, 2])
+def test_a_seat_counts_however_little_stands_in_its_row(board: Scoreboard, seat: int) -> None:
+    last = list(COUNTER_INDEX)[-1]
+    board.words[board.seat_base(seat) + COUNTER_INDEX[last]] = 1
+    assert {name for name, count in board.totals().items() if count} == {last}
+    board.words[board.seat_base(seat) + COUNTER_INDEX[last]] = 0
+    name, first = list(HISTOGRAM_INDEX.items())[-1]
+    board.words[board.seat_base(seat) + first + BUCKETS - 1] = 1
+    assert {name: each.count for name, each in board.distributions().items() if each.count} == {name: 1}
 
 
 def test_what_a_dead_seat_has_counted_stays_and_its_row_is_new(board: Scoreboard) -> None:
