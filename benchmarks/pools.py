@@ -17,7 +17,7 @@ import argparse
 import contextlib
 import json
 import os
-import subprocess
+import socket
 import sys
 import tempfile
 import threading
@@ -31,6 +31,8 @@ from benchmarks.figures import Sample, Table, medians, number, paired_ratio
 from benchmarks.processes import Server, free_port
 from benchmarks.servers import server_python
 from benchmarks.wrk import Load
+from poolparty import ctl
+from poolparty.wire.control import OK, join
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 PAGE = CHECKOUT / "docs" / "pools.md"
@@ -57,6 +59,10 @@ def handler(request):
     return b"done"
 poolparty.serve(handler)
 """
+
+
+class Refused(Exception):
+    """The server did not do what it was asked."""
 
 
 class Pools:
@@ -90,15 +96,14 @@ class Pools:
         return Server(own, port, self._folder, os.environ)
 
     def ask(self, *words: str) -> str:
-        """What poolparty-ctl answers."""
-        command = [
-            server_python(),
-            str(CHECKOUT / "bin" / "poolparty-ctl"),
-            "--ctl-socket",
-            str(self._socket),
-        ]
-        done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=60, check=True)
-        return done.stdout
+        """What the server answers, as poolparty-ctl shows it but without the processor time of its start."""
+        with ctl.connect(str(self._socket), 60.0) as server:
+            server.sendall(join(words))
+            server.shutdown(socket.SHUT_WR)
+            *lines, last = ctl.answer_lines(server)
+        if last != OK.encode():
+            raise Refused(last.decode().strip())
+        return b"".join(lines).decode()
 
     def other(self) -> dict[str, Any]:
         """The pool's figures."""
@@ -137,7 +142,7 @@ class Pools:
         deaths = self.other()["counters"]["worker_deaths"]
         self._broken.touch()
         for child in self.other()["children"]:
-            with contextlib.suppress(subprocess.CalledProcessError):  # it has just been replaced
+            with contextlib.suppress(Refused):  # it has just been replaced
                 self.ask("kill", str(child["pid"]))
         self.wait(lambda pool: pool["counters"]["worker_deaths"] > deaths + 1, "no crash loop")
         yield
