@@ -36,6 +36,11 @@ GAUGES = (
     ("target", "workers_target", "children that the pool aims at now"),
     ("min", "workers_min", "min_pool_size"),
     ("max", "workers_max", "max_pool_size"),
+    (
+        "room",
+        "workers_room",
+        "children that the pool may have now: the maximum, or what the totals leave of it",
+    ),
     ("queued", "queue_length", "requests that wait for a child"),
     ("longest_wait", "queue_longest_wait_seconds", "how long the first of them has waited"),
     ("restarting", "restarting", "1 while a rolling restart is under way"),

@@ -64,6 +64,8 @@ class _Policy(Protocol):
     @property
     def target(self) -> int: ...
     @property
+    def max_size(self) -> int: ...
+    @property
     def generation(self) -> int: ...
     @property
     def restarting(self) -> bool: ...
@@ -195,6 +197,7 @@ def _pool(pool: Pool, seats: Mapping[int, int], usage: _Usage, now: float) -> di
         "longest_wait": round(longest_wait, 3),
         "min": pool.options.min_pool_size,
         "max": pool.options.max_pool_size,
+        "room": pool.policy.max_size,
         "target": pool.policy.target,
         "generation": pool.policy.generation,
         "restarting": pool.policy.restarting,

@@ -60,7 +60,9 @@ class FakePool:
     scoreboard: Scoreboard = field(default_factory=lambda: Scoreboard(seats=4, children=8))
     started_at: float = field(default_factory=lambda: time.monotonic() - 100)
     counters: dict[str, int] = field(default_factory=lambda: {"spawns": 9, "restarts": 4, "deaths": 5})
-    policy: Any = field(default_factory=lambda: SimpleNamespace(target=3, generation=2, restarting=True))
+    policy: Any = field(
+        default_factory=lambda: SimpleNamespace(target=3, max_size=6, generation=2, restarting=True)
+    )
     restart_error: str | None = "it did not boot"
     events: list[Any] = field(default_factory=list)
     listen_backlog: int | None = 6
@@ -132,7 +134,7 @@ def two_pools() -> FakePool:
     pool = busy_pool()
     api = FakePool("api", first_pid=600, counters={"spawns": 2, "restarts": 1, "ended_idle": 7})
     api.restart_error = None
-    api.policy = SimpleNamespace(target=5, generation=0, restarting=False)
+    api.policy = SimpleNamespace(target=5, max_size=9, generation=0, restarting=False)
     api.options = SimpleNamespace(pool_cmd=("lua", "api.lua"), min_pool_size=0, max_pool_size=20)
     # An HTTP worker counts what concerns connections on the first board.
     api.add_seat(0, 71, requests=1000, answered=980, queued=4, oldest=time.monotonic() - 7.0)
@@ -164,7 +166,7 @@ def test_workers_are_the_children_that_serve_or_will() -> None:
     (pool,) = snapshot(busy_pool())["pools"]
     assert (pool["workers"], pool["idle"], pool["busy"], pool["booting"], pool["ending"]) == (6, 3, 2, 1, 1)
     assert pool["workers"] == pool["idle"] + pool["busy"] + pool["booting"]
-    assert (pool["min"], pool["max"], pool["target"]) == (1, 8, 3)
+    assert (pool["min"], pool["max"], pool["room"], pool["target"]) == (1, 8, 6, 3)
     assert (pool["generation"], pool["restarting"], pool["restart_error"]) == (2, True, "it did not boot")
 
 

@@ -20,7 +20,7 @@ def process(**figures: Any) -> dict[str, Any]:
 @pytest.fixture
 def snapshot() -> dict[str, Any]:
     """What `stats --json` shows of a pool that has done nothing, as far as metrics are made of it."""
-    gauges = "workers idle busy booting ending target min max queued longest_wait restarting".split()
+    gauges = "workers idle busy booting ending target min max room queued longest_wait restarting".split()
     counters = {counter.name: 0 for counter in COUNTERS if not counter.outcome}
     counters |= {"worker_spawns": 0, "worker_restarts": 0, "worker_deaths": 0, "worker_ended_memory_kill": 0}
     buckets = [[bound, 0] for bound in (*BOUNDS, None)]
