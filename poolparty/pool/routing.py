@@ -18,6 +18,9 @@ from poolparty.wire.path import normal_path
 MAX_TABLES = 1024
 """Hosts whose routes are remembered; a client that sends ever new ones gains nothing by it."""
 
+MAX_HOST = 256
+"""Bytes of the longest host whose routes are remembered."""
+
 T = TypeVar("T")
 
 Table = tuple[tuple[bytes, T], ...]
@@ -77,7 +80,7 @@ class Router(Generic[T]):
         own = self._of_host.get(bare, []) if bare else []
         # What stands last is for everything: so a table is never empty, nor is the search without a find.
         table = (*own, *self._of_host[b""], (b"", self.default))
-        if len(self._tables) < MAX_TABLES:
+        if len(self._tables) < MAX_TABLES and len(host) <= MAX_HOST:
             self._tables[host] = table
         return table
 

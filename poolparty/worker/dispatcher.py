@@ -106,6 +106,7 @@ class Dispatcher:
         self.server = server
         self.loop = loop
         self.name = share.config.name
+        self._several = len(seat.pools) > 1
         self.notice = share.notice
         self.board: Scoreboard = share.scoreboard
         self.words: memoryview[int] = self.board.words
@@ -236,7 +237,7 @@ class Dispatcher:
         level: of the log line. A child's death has its obituary from the arbiter, so here it is for
         debugging.
         """
-        self.server.log.log(level, 'msg="worker broken" worker-pid=%d reason="%s"', lease.pid, why)
+        self.server.log.log(level, 'msg="worker broken" worker-pid=%s reason="%s"', self._of(lease), why)
         untouched = lease.untouched()
         if lease.outstanding and not untouched:
             lease.show()  # the arbiter tells it with the child's end
@@ -258,11 +259,15 @@ class Dispatcher:
                 connection.fail(request, 502)
         self._serve_idle()
 
+    def _of(self, lease: Lease) -> str:
+        """A child's pid, and where there are several pools its pool, as fields of a line of the log."""
+        return f"{lease.pid} pool={self.name}" if self._several else str(lease.pid)
+
     def _tell_lost(self, lease: Lease, request: Request, outcome: str) -> None:
         """Which request a child had that broke: the obituary, which is the arbiter's, does not know."""
         self.server.log.warning(
-            'msg="request lost its worker" worker-pid=%d method=%s target="%s" outcome="%s"',
-            lease.pid,
+            'msg="request lost its worker" worker-pid=%s method=%s target="%s" outcome="%s"',
+            self._of(lease),
             quoted(request.method),
             quoted(request.target),
             outcome,
@@ -312,8 +317,8 @@ class Dispatcher:
     def _time_out(self, lease: Lease) -> None:
         request = lease.outstanding[0]
         self.server.log.error(
-            'msg="worker request timed out" worker-pid=%d method=%s target="%s"',
-            lease.pid,
+            'msg="worker request timed out" worker-pid=%s method=%s target="%s"',
+            self._of(lease),
             quoted(request.method),
             quoted(request.target),
         )
@@ -328,8 +333,8 @@ class Dispatcher:
     def _end_stream(self, lease: Lease) -> None:
         request = lease.outstanding[0]
         self.server.log.warning(
-            'msg="worker goes on with an answer whose client has left" worker-pid=%d method=%s target="%s"',
-            lease.pid,
+            'msg="worker goes on with an answer whose client has left" worker-pid=%s method=%s target="%s"',
+            self._of(lease),
             quoted(request.method),
             quoted(request.target),
         )

@@ -148,6 +148,7 @@ def test_each_pools_time_limit_is_its_own(pools: Callable[..., Server]) -> None:
     patient = server.connect()
     patient.request(target="/")
     assert server.get("/api").status == 504
+    server.wait_log(r'"worker request timed out" worker-pid=\d+ pool=api method=GET')
     (server.directory / "gate-default").unlink()
     assert patient.answer().status == 200
     (server.directory / "gate-api").unlink()

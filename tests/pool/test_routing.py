@@ -90,6 +90,13 @@ def test_ever_new_hosts_are_not_all_remembered() -> None:
     assert len(routes._tables) == 1024
 
 
+def test_nor_is_a_long_one() -> None:
+    routes = router("/a", "h/")
+    assert pool_of(routes, "h" * 257, "/a") == "/a"
+    assert pool_of(routes, "h", "/a") == "h/"
+    assert list(routes._tables) == [b"h"]
+
+
 SEGMENTS = st.lists(st.sampled_from(["a", "b", "ab", "a%20b", "%2e", "..", ".", "", "é"]), max_size=4)
 
 
