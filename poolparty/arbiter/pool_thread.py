@@ -242,10 +242,10 @@ class PoolThread:
         with self.lock:
             loads = [(pool.name, *pool.load()) for pool in self.pools]
         parts = (
-            f"{name} {busy}/{live} busy" + (f" {queued} queued" if queued else "")
+            f"{name} {busy}/{live} busy" + (f", {queued} queued" if queued else "")
             for name, busy, live, queued in loads
         )
-        return f"pool{'s' if len(loads) > 1 else ''} {', '.join(parts)}"
+        return f"pool{'s' if len(loads) > 1 else ''} {'; '.join(parts)}"
 
     def _load(self) -> tuple[int, int, int]:
         """How many children run a request, how many live, how many requests wait, in all pools."""

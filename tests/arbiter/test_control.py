@@ -45,7 +45,7 @@ class FakePool:
         self.scoreboard = Scoreboard(seats=4, children=8)
         self.started_at = time.monotonic()
         self.options = SimpleNamespace(pool_cmd=("cat", "a b"), min_pool_size=1, max_pool_size=4)
-        self.policy = SimpleNamespace(target=2, generation=0, restarting=False)
+        self.policy = SimpleNamespace(target=2, max_size=4, generation=0, restarting=False)
         self.counters = {"spawns": 2, "restarts": 3, "deaths": 1}
         self.restart_error: str | None = None
         self.listen_backlog: int | None = None

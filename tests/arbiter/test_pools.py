@@ -233,3 +233,13 @@ def test_a_dead_child_of_the_second_pool_has_its_own_row_back(bench: Make, wait_
     free = one.pool.pool_named("other").supervisor._free_rows
     wait_for(lambda: loan.slot in free)
     again.give_back()
+
+
+def test_the_process_title_tells_of_each_pool(bench: Make, wait_for: WaitFor) -> None:
+    one = two_pools(bench)
+    wait_for(lambda: states(one, "default") == states(one, "other") == [State.IDLE])
+    loan = one.worker().borrow(1)
+    loan.send()
+    assert one.pool.describe() == "pools default 0/1 busy; other 1/1 busy"
+    assert loan.answer() == b"other"
+    loan.give_back()
