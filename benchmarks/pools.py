@@ -5,7 +5,7 @@
 
 The pool `quiet` is asked all the time by as many connections as it has children. Meanwhile nothing is asked
 of the pool `other`; or ten times as many connections as it has children ask it without a pause; or its
-program does not start any more; or it is restarted again and again. Each round measures all of these, one
+program does not start any more; or it is restarted every second, or as fast as that goes. Each round measures all of these, one
 behind the other, so that what else the machine does meets them alike. Both pools' children wait rather than
 compute, as most do: what they compute they take from each other on any machine, which is no matter of the
 server's.
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import socket
@@ -151,11 +152,11 @@ class Pools:
         self.wait(lambda pool: pool["idle"] == CHILDREN["other"], "it does not start again")
 
     @contextlib.contextmanager
-    def restarting(self, port: int, seconds: float) -> Iterator[None]:
+    def restarting(self, port: int, seconds: float, pause: float = 1.0) -> Iterator[None]:
         over = threading.Event()
 
         def restart() -> None:
-            while not over.is_set():
+            while not over.wait(pause):
                 self.ask("restart-workers", "other")
 
         thread = threading.Thread(target=restart)
@@ -173,7 +174,8 @@ class Pools:
             "left alone": self.nothing,
             f"asked by {OVERLOAD} × its children": self.overloaded,
             "its program does not start": self.crashing,
-            "restarted again and again": self.restarting,
+            "restarted every second": self.restarting,
+            "restarted without a pause": functools.partial(self.restarting, pause=0.0),
         }
 
 
