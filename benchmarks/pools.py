@@ -5,10 +5,10 @@
 
 The pool `quiet` is asked all the time by as many connections as it has children. Meanwhile nothing is asked
 of the pool `other`; or ten times as many connections as it has children ask it without a pause; or its
-program does not start any more; or it is restarted every second, or as fast as that goes. Each round measures all of these, one
-behind the other, so that what else the machine does meets them alike. Both pools' children wait rather than
-compute, as most do: what they compute they take from each other on any machine, which is no matter of the
-server's.
+program does not start any more; or it is restarted every second, or as fast as that goes. Each round measures
+all of these, one behind the other, so that what else the machine does meets them alike. Both pools' children
+wait rather than compute, as most do: what they compute they take from each other on any machine, which is no
+matter of the server's. So do interpreters that start, which is what restarts without a pause show.
 """
 
 from __future__ import annotations
