@@ -338,8 +338,8 @@ class PoolThread:
         """Why a request to a pool would find no child; None: one is ready, or can be started for it.
         ControlError: there is no such pool.
 
-        pool: None for all. Those whose children fail are then left out as long as another one serves: it is
-        no reason to send the others' requests elsewhere.
+        pool: None for all. Until there were children for each that has any they are waited for; from then on
+        one that serves is enough: another's trouble is no reason to send its requests elsewhere.
         """
         pools = self.pools if pool is None else (self.pool_named(pool),)
         if self.stopping:
@@ -349,7 +349,7 @@ class PoolThread:
         reasons = {one: one.why_not_ready() for one in pools}
         if not any(reasons.values()):
             return None
-        starting = [one for one in pools if one.starting]
+        starting = [] if self.ready else [one for one in pools if one.starting]
         if not starting and not all(reasons.values()):
             return None
         one = (starting or [one for one in pools if reasons[one]])[0]

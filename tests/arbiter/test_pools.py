@@ -102,6 +102,27 @@ def test_the_server_is_not_ready_while_a_pool_boots(bench: Make, wait_for: WaitF
     assert one.pool.why_not_ready() is None
 
 
+def test_a_child_that_is_replaced_later_leaves_the_server_ready(
+    bench: Make, wait_for: WaitFor, tmp_path: Any
+) -> None:
+    gate = tmp_path / "gate"
+    one = two_pools(bench, f"os.path.exists({str(gate)!r}) and gate({str(gate)!r}); serve()")
+    worker = serving(one)
+    wait_for(lambda: one.pool.ready)
+    os.mkfifo(gate)
+    loan = worker.borrow(1)
+    loan.send()
+    assert loan.answer() == b"hi"
+    os.kill(loan.pid, signal.SIGKILL)
+    wait_for(lambda: State.BOOTING in states(one, "other"), "its successor boots")
+    with one.pool.lock:
+        assert one.pool.why_not_ready() is None
+        assert one.pool.why_not_ready("other") == "no worker is ready yet"
+    gate.write_text("go")
+    loan.give_back()
+    wait_for(lambda: State.IDLE in states(one, "other"))
+
+
 def test_a_restart_by_name_replaces_that_pools_children_alone(bench: Make, wait_for: WaitFor) -> None:
     one = two_pools(bench, min_pool_size=2, max_pool_size=2)
     wait_for(lambda: states(one, "default") == states(one, "other") == [State.IDLE] * 2)
