@@ -1,6 +1,7 @@
 """The application that the chaos driver serves: it keeps to the protocol, until it is asked not to.
 
-/load           METHOD URI, a newline, the body, after a millisecond: what tests/integration/load.py checks
+/load           METHOD URI, a newline, the body, after a millisecond: what tests/integration/load.py checks;
+                something else if the request is for another host than HOST, the pool's
 /die            the process ends before an answer
 /garbage        bytes that are no frame
 /huge           a frame's length that is over every limit, and no frame
@@ -24,8 +25,13 @@ def frame(body):
     return len(payload).to_bytes(4, "little") + payload
 
 
+HOST = os.environ["HOST"]
+
+
 def load(request):
     time.sleep(0.001)
+    if HOST and not request.uri.startswith(f"http://{HOST}/"):
+        return "another pool's"
     return f"{request.method} {request.uri}\n".encode() + request.body
 
 

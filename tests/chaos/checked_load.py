@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from load import Address, Load
@@ -23,11 +24,18 @@ class Failure:
 
 
 class CheckedLoad(Load):
-    def __init__(self, address: Address, connections: int) -> None:
+    """hosts: each request is for one of them."""
+
+    def __init__(self, address: Address, connections: int, hosts: Sequence[str]) -> None:
         super().__init__(address, connections, posts=0.4)
+        self._hosts = hosts
         self._failures: list[Failure] = []
         self._guard = threading.Lock()
         self._latest = time.monotonic()
+
+    def next_request(self) -> tuple[str, bytes, bytes]:
+        self._host = self._random.choice(self._hosts)
+        return super().next_request()
 
     def answered(self, latency: float) -> None:
         # A long run would have millions of latencies.

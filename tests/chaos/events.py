@@ -322,7 +322,7 @@ def kill_arbiter(chaos: Chaos) -> str:
     old = chaos.victim
     chaos.grant(10**6, "the arbiter was killed", ("*", "*"))
     old.kill_arbiter()
-    chaos.victim = Victim(old.directory, int(old.bind.rpartition(":")[2]))
+    chaos.victim = Victim(old.directory, int(old.bind.rpartition(":")[2]), old.pools)
     chaos.victim.wait_listening()
     chaos.victim.wait_whole(20)
     assert chaos.load is not None
@@ -393,7 +393,8 @@ def spawn_and_remove(chaos: Chaos) -> str:
     """It has its size already: nothing changes."""
     for _ in range(5):
         command = chaos.chance.choice(["spawn-workers", "remove-workers"])
-        assert chaos.victim.ctl(f"{command} {chaos.chance.randint(1, 5)}") == ["OK"]
+        pool = chaos.chance.choice(chaos.victim.names)
+        assert chaos.victim.ctl(f"{command} {chaos.chance.randint(1, 5)} {pool}") == ["OK"]
     return ""
 
 

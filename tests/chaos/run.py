@@ -29,7 +29,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "integration")]
 
 from checked_load import CheckedLoad  # noqa: E402
 from events import EVENTS, Chaos, Skip  # noqa: E402
-from victim import Victim, free_port  # noqa: E402
+from victim import HOSTS, Victim, free_port  # noqa: E402
 
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -47,6 +47,7 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--connections", type=int, default=16)
+    parser.add_argument("--pools", type=int, choices=(1, 2), default=1, help="to divide the children among")
     parser.add_argument("--only", help="names of events, with commas between")
     parser.add_argument("--directory", type=Path, help="for the server's files, kept afterwards")
     arguments = parser.parse_args()
@@ -55,14 +56,16 @@ def main() -> None:
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # orphans are ours to find, and to reap
     with tempfile.TemporaryDirectory(prefix="poolparty-chaos-") as scratch:
         directory = arguments.directory or Path(scratch)
-        sys.exit(run(directory, seconds, arguments.seed, arguments.connections, names))
+        sys.exit(run(directory, seconds, arguments.seed, arguments.connections, names, arguments.pools))
 
 
-def run(directory: Path, seconds: float, seed: int, connections: int, names: list[str]) -> int:
-    print(f"seed {seed}, {seconds:g} s, {connections} connections", flush=True)
+def run(
+    directory: Path, seconds: float, seed: int, connections: int, names: list[str], pools: int = 1
+) -> int:
+    print(f"seed {seed}, {seconds:g} s, {connections} connections, {pools} pools", flush=True)
     chance = random.Random(seed)
     port = free_port()
-    chaos = Chaos(Victim(directory, port), chance)
+    chaos = Chaos(Victim(directory, port, pools), chance)
     last: deque[str] = deque(maxlen=30)
     counts: Counter[str] = Counter()
     skipped: dict[str, str] = {}
@@ -70,7 +73,7 @@ def run(directory: Path, seconds: float, seed: int, connections: int, names: lis
     try:
         chaos.victim.wait_listening()
         chaos.victim.wait_whole(20)
-        with CheckedLoad(("127.0.0.1", port), connections) as load:
+        with CheckedLoad(("127.0.0.1", port), connections, HOSTS[:pools]) as load:
             chaos.load = load
             load.wait_answers(200)
             chaos.victim.check_leaks()

@@ -17,7 +17,10 @@ SEED = os.environ.get("POOLPARTY_CHAOS_SEED", "1")
 def test_chaos_breaks_no_promise() -> None:
     command = [sys.executable, str(Path(__file__).with_name("run.py")), "--seconds", str(SECONDS)]
     done = subprocess.run(
-        [*command, "--seed", SEED, "--connections", "8"], capture_output=True, text=True, timeout=6 * SECONDS
+        [*command, "--seed", SEED, "--connections", "8", "--pools", "2"],
+        capture_output=True,
+        text=True,
+        timeout=6 * SECONDS,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "no wrong one" in done.stdout

@@ -39,11 +39,32 @@ def free_port() -> int:
         return port
 
 
-class Victim(Server):
-    """A server at a fixed port, whose arbiter may change: `arbiter` is the pid of the present one."""
+NAMES = ("default", "second")
+HOSTS = ("test.example", "second.example")
+"""Whose requests are for which pool."""
 
-    def __init__(self, directory: Path, port: int) -> None:
+
+def configure(path: Path, pools: int) -> None:
+    """The configuration of the pools beside the default one."""
+    others = {
+        name: {"routes": [f"{host}/"], "raw_env": [f"HOST={host}"]}
+        for name, host in zip(NAMES[1:pools], HOSTS[1:pools], strict=True)
+    }
+    path.write_text(f"raw_env = ['HOST={HOSTS[0] if pools > 1 else ''}']\npools = {others!r}\n")
+
+
+class Victim(Server):
+    """A server at a fixed port, whose arbiter may change: `arbiter` is the pid of the present one.
+
+    pools: among how many its children are divided; each after the first has a host, one of HOSTS.
+    """
+
+    def __init__(self, directory: Path, port: int, pools: int = 1) -> None:
         directory.mkdir(parents=True, exist_ok=True)
+        self.pools = pools
+        self.names = NAMES[:pools]
+        configure(directory / "poolparty.conf.py", pools)
+        each = str(CHILDREN // pools)
         self.error_log = directory / "error.log"
         self.real_log = directory / "real.log"
         self.pidfile = directory / "pid"
@@ -52,7 +73,7 @@ class Victim(Server):
         self.point_log(self.real_log)
         super().__init__(
             directory,
-            *("--min-pool-size", str(CHILDREN), "--max-pool-size", str(CHILDREN)),
+            *("--min-pool-size", each, "--max-pool-size", each),
             *("--workers", str(HTTP_WORKERS), "--timeout", "20"),
             *(
                 "--worker-restart-delay",
@@ -91,6 +112,11 @@ class Victim(Server):
         control.connect(str(self.ctl_socket))
         return control
 
+    def children(self, *states: str) -> list[int]:
+        """The pids of all pools' children, of those in certain states if any are given."""
+        found = (child for pool in self.stats()["pools"] for child in pool["children"])
+        return [child["pid"] for child in found if not states or child["state"] in states]
+
     # --- is it whole? --------------------------------------------------------------------------------------
 
     def lacks(self) -> str:
@@ -99,13 +125,14 @@ class Victim(Server):
             stats = self.stats()
         except (OSError, ValueError) as error:
             return f"the control socket does not answer: {error}"
-        pool = stats["pools"][0]
-        ready = [child for child in pool["children"] if child["state"] in ("idle", "busy", "checking")]
-        if len(pool["children"]) != CHILDREN or len(ready) != CHILDREN:
-            return f"children: {[child['state'] for child in pool['children']]}"
+        for pool in stats["pools"]:
+            states = [child["state"] for child in pool["children"]]
+            ready = [state for state in states if state in ("idle", "busy", "checking")]
+            if not len(states) == len(ready) == CHILDREN // self.pools:
+                return f"children of {pool['name']}: {states}"
         if len(stats["http_workers"]) != HTTP_WORKERS:
             return f"HTTP workers: {len(stats['http_workers'])}"
-        return "a restart is under way" if pool["restarting"] else ""
+        return "a restart is under way" if any(pool["restarting"] for pool in stats["pools"]) else ""
 
     def wait_whole(self, deadline: float) -> float:
         """Seconds until it was whole. AssertionError: it was not, in time."""
