@@ -28,6 +28,7 @@ from typing import Any
 
 from benchmarks import machine
 from benchmarks.figures import Sample, Table, medians, number
+from benchmarks.pages import replace_between
 from benchmarks.processes import Server, free_port
 from benchmarks.servers import find, server_python
 
@@ -173,8 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     text = page(samples, how(options.rounds, options.seconds, machine.describe(), loads))
     print(text, end="")
     if options.write:
-        before, rest = PAGE.read_text().split(BEGIN)
-        PAGE.write_text(before + BEGIN + text + END + rest.split(END)[1])
+        replace_between(PAGE, BEGIN, END, text)
     return 0
 
 

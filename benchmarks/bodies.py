@@ -28,6 +28,7 @@ from pathlib import Path
 
 from benchmarks import machine
 from benchmarks.figures import Table, number, percentile
+from benchmarks.pages import replace_between
 from benchmarks.processes import Server, free_port, resident
 from benchmarks.servers import NotFound, find, janet, server_python
 
@@ -141,8 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     text = page(samples, streams, size, options, load)
     print(text, end="")
     if options.write:
-        before, rest = PAGE.read_text().split(BEGIN)
-        PAGE.write_text(before + BEGIN + text + END + rest.split(END)[1])
+        replace_between(PAGE, BEGIN, END, text)
     return 0
 
 

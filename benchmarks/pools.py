@@ -29,6 +29,7 @@ from typing import Any
 
 from benchmarks import machine, wrk
 from benchmarks.figures import Sample, Table, medians, number, paired_ratio
+from benchmarks.pages import replace_between
 from benchmarks.processes import Server, free_port
 from benchmarks.servers import server_python
 from benchmarks.wrk import Load
@@ -203,8 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     text = page(samples, options, load)
     print(text, end="")
     if options.write:
-        before, rest = PAGE.read_text().split(BEGIN)
-        PAGE.write_text(before + BEGIN + text + END + rest.split(END)[1])
+        replace_between(PAGE, BEGIN, END, text)
     return 0
 
 
