@@ -434,10 +434,10 @@ class PoolThread:
         now = time.monotonic()
         self.lending.retry_at = None
         wake = earlier(self.lending.watch(now), self._look_at_memory(now))
-        policies = [pool.policy for pool in self.pools]
+        policies, budget = [pool.policy for pool in self.pools], self._budget
         acted = False
         for pool in self.pools:
-            self._budget.allot(pool.policy, policies, self._memory_used)
+            budget.allot(pool.policy, policies, self._memory_used)
             did, due = pool.turn(now)
             acted |= did
             wake = earlier(wake, due)
@@ -466,6 +466,7 @@ class PoolThread:
         """Measure what the children use, where somebody wants to know. Returns when to look again."""
         watched = [pool for pool in self.pools if pool.measures_memory or self.options.total_memory_limit]
         if not any(pool.children for pool in watched):
+            self._memory_used = 0
             return None
         if now < self._memory_due:
             return self._memory_due

@@ -204,6 +204,20 @@ def test_above_the_total_memory_no_pool_grows_and_idle_children_leave(bench: Mak
     assert target(one, "default") == 1 and target(one, "other") >= 1
 
 
+def test_a_pool_that_gave_up_its_last_child_for_want_of_memory_starts_another(
+    bench: Make, wait_for: WaitFor
+) -> None:
+    one = bench(min_pool_size=0, total_memory_limit="1M")
+    worker = one.worker()
+    for count in (1, 2):
+        loan = worker.borrow()
+        loan.send()
+        assert loan.answer() == b"hi"
+        loan.give_back()
+        wait_for(lambda: not one.children(), "it leaves", deadline=20.0)
+        assert one.pool.pools[0].counters["spawns"] == count
+
+
 def test_a_reload_follows_each_pools_options_and_not_another_set_of_pools(
     bench: Make, wait_for: WaitFor
 ) -> None:
