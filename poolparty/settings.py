@@ -931,8 +931,9 @@ class Options:
 
 
 def complaint(name: str, value: object, wrong: str) -> str:
-    """The one shape of a sentence about an option; the value is left out where there is none to print."""
-    if value is None:
+    """The one shape of a sentence about an option; the value is left out where there is none to print, or
+    where it is a table that may hold passwords beside what is wrong."""
+    if value is None or isinstance(value, dict):
         return f"{name}: {wrong}."
     shown = getattr(value, "__qualname__", None) if callable(value) else repr(value)
     if shown is None or len(shown) > 200:

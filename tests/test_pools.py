@@ -118,6 +118,12 @@ def test_what_is_wrong_is_named(pools: object, wrong: str) -> None:
     assert wrong in complaint_of(pools)
 
 
+def test_what_is_wrong_is_said_without_the_passwords_beside_it() -> None:
+    own = {"routes": ["/a"], "raw_env": ["PASSWORD=secret"], "max_pool": 3}
+    assert complaint_of({"a": own}).startswith("pools: the pool a has 'max_pool'")
+    assert "secret" not in complaint_of({"a": own})
+
+
 def test_a_total_has_room_for_every_minimum() -> None:
     pools: dict[str, Any] = {"api": {"routes": ["/api"], "min_pool_size": 3, "max_pool_size": 4}}
     complaint = complaint_of(pools, min_pool_size=2, max_pool_size=8, total_pool_size=4)

@@ -188,20 +188,20 @@ class PoolThread:
     def reload(self, configs: Sequence[PoolConfig], cfg: Any, done: Callable[[str | None], None]) -> None:
         """Follow new options, and replace every child by one of the new command, directory and environment.
 
-        configs: of the same pools in the same order, as `why_no_reload` has found.
+        configs: of the same pools, as `why_no_reload` has found.
         """
         with self.lock:
             self.options = configs[0].options
-            for pool, config in zip(self.pools, configs, strict=True):
-                pool.follow(config)
+            for config in configs:
+                self.pool_named(config.name).follow(config)
             self._aim_statsd(cfg)
             self.restart_workers(done, "the configuration was loaded again")
             self.wake()
 
     def why_no_reload(self, configs: Sequence[PoolConfig]) -> str | None:
-        """Why these pools cannot take the place of those there are: whose they are is fixed at the start."""
+        """Why these pools cannot take the place of those there are: which there are is fixed at the start."""
         names, new = ([one.name for one in several] for several in (self.pools, configs))
-        if names == new:
+        if set(names) == set(new):
             return None
         return (
             f"they are {', '.join(names)} since the start, not {', '.join(new)}; restart the server, "

@@ -239,6 +239,33 @@ def test_a_reload_follows_each_pools_options_and_not_another_set_of_pools(
     assert refusal is not None and "they are default, other since the start" in refusal
 
 
+def test_a_reload_may_name_the_pools_in_another_order(bench: Make, wait_for: WaitFor) -> None:
+    tables = {
+        name: {"routes": [f"/{name}"], "program": f"serve(lambda p: b'{name}')"} for name in ("one", "two")
+    }
+    server = bench(pools=tables, max_pool_size=3)
+    wait_for(lambda: server.pool.ready)
+    commands = {name: table["pool_cmd"] for name, table in server.cfg.settings["pools"].get().items()}
+    reordered = {
+        name: {"routes": [f"/{name}"], "pool_cmd": commands[name], "min_pool_size": count}
+        for name, count in (("two", 2), ("one", 3))
+    }
+    cfg = server.config("serve()", max_pool_size=3, pools=reordered)
+    configs = pool_configs(cfg)
+    assert server.pool.why_no_reload(configs) is None
+    outcome: list[str | None] = []
+    server.pool.reload(configs, cfg, outcome.append)
+    wait_for(lambda: outcome)
+    assert outcome == [None]
+    assert [len(states(server, name)) for name in ("default", "one", "two")] == [1, 3, 2]
+    worker = server.worker()
+    assert [share.config.name for share in worker.seat.pools] == ["default", "one", "two"]
+    loan = worker.borrow(1)
+    loan.send()
+    assert loan.answer() == b"one"
+    loan.give_back()
+
+
 def test_an_http_workers_end_gives_back_the_children_of_every_pool(bench: Make, wait_for: WaitFor) -> None:
     one = two_pools(bench)
     worker = one.worker()

@@ -94,6 +94,17 @@ class Page:
         (seen,) = [button for button in buttons if button.is_displayed()]
         seen.click()
 
+    def check_widths(self) -> None:
+        """On a phone and on a desk nothing is wider than the screen."""
+        for width, height in ((360, 740), (1280, 1400)):
+            size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+            self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+            self.wait(
+                lambda shown, w=width: self.driver.execute_script("return innerWidth") == w, "its width"
+            )
+            assert self.read()["wide"] <= 0
+        self.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
     def rest(self) -> None:
         """Take the pointer and the focus away: rows under them do not move."""
         ActionChains(self.driver).move_to_element(self.driver.find_element(By.TAG_NAME, "h1")).perform()
@@ -351,14 +362,7 @@ def test_several_pools_have_a_row_each_whose_buttons_act_on_that_pool_alone(
 
         wait_until(replaced, "new workers of both")
         page.rest()
-        for width, height in ((360, 740), (1280, 1400)):
-            size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
-            page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-            page.wait(
-                lambda shown, w=width: page.driver.execute_script("return innerWidth") == w, "its width"
-            )
-            assert page.read()["wide"] <= 0
-        page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        page.check_widths()
 
 
 def test_a_full_pool_and_its_queue_stand_out_beside_one_at_rest(page: Page, tmp_path: Path) -> None:
@@ -483,14 +487,7 @@ def test_a_slow_request_stands_out_as_text_and_a_phone_needs_no_sideways_scrolli
             assert f"GET {target}".startswith(runs[:-3])
             assert "id " in row["Runs"]
             assert page.driver.find_elements(By.CSS_SELECTOR, "#children img") == []
-            for width, height in ((360, 740), (1280, 1400)):
-                size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
-                page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-                page.wait(
-                    lambda shown, w=width: page.driver.execute_script("return innerWidth") == w, "its width"
-                )
-                assert page.read()["wide"] <= 0
-            page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+            page.check_widths()
         asked.join()
 
 
